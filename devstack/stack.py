@@ -1,0 +1,219 @@
+"""Puts the services together, and takes them down again whatever happens to us.
+
+It must never leave a process or a temporary directory behind, unless it is told to keep them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from devstack import docker_stack, external, native, native_postgres, reaper
+from devstack.errors import DevstackError
+from devstack.parts import Kafka, Part, Postgres, Registry
+
+
+class Kind(StrEnum):
+    """Where the services run."""
+
+    NATIVE = "native"
+    DOCKER = "docker"
+    EXTERNAL = "external"
+
+
+def choose_kind() -> Kind:
+    """DEVSTACK, if it is set; else docker where an engine answers, else native."""
+    chosen = os.environ.get("DEVSTACK")
+    if not chosen:
+        return Kind.DOCKER if docker_stack.docker_answers() else Kind.NATIVE
+    try:
+        return Kind(chosen)
+    except ValueError as error:
+        raise DevstackError(f"DEVSTACK is {chosen!r}; it may be {', '.join(Kind)}") from error
+
+
+class Stack:
+    """Kafka and PostgreSQL, and a schema registry when asked for. Make one with `Stack.start`."""
+
+    def __init__(
+        self, kind: Kind, directory: Path, *, kafka: Kafka, postgres: Postgres, remove: bool, keep: bool
+    ) -> None:
+        self.kind = kind
+        self.directory = directory
+        self.kafka = kafka
+        self.postgres = postgres
+        self._registry: Registry | None = None
+        self._remove = remove
+        self._watchdog = _watchdog(directory, remove=remove) if kind is Kind.NATIVE and not keep else None
+
+    @classmethod
+    def start(
+        cls,
+        *,
+        registry: bool = False,
+        directory: Path | None = None,
+        kind: Kind | str | None = None,
+        keep: bool = False,
+        durable: bool = True,
+        kafka_properties: Mapping[str, str] | None = None,
+        postgres_parameters: Mapping[str, str] | None = None,
+        timeout_s: float = 120,
+    ) -> Stack:
+        """Start what is needed and wait until it is ready.
+
+        Without a directory everything lives in a temporary one that is removed in the end; a directory that is given
+        stays, and another stack can go on with it. Durable: PostgreSQL survives kill -9 and power loss with all that
+        it acknowledged. Keep: the services outlive this process (`python -m devstack down` ends them). Properties and
+        parameters are the servers' own; an external stack ignores them.
+        """
+        chosen = choose_kind() if kind is None else Kind(kind)
+        place = _run_directory(directory)
+        try:
+            stack = cls(
+                chosen,
+                place,
+                kafka=_kafka(chosen, place, kafka_properties or {}),
+                postgres=_postgres(chosen, place, postgres_parameters or {}, durable=durable),
+                remove=directory is None,
+                keep=keep,
+            )
+        except BaseException:
+            if directory is None:
+                shutil.rmtree(place)
+            raise
+        if chosen is Kind.DOCKER and keep:
+            docker_stack.keep_after_exit()
+        try:
+            if registry:
+                stack._registry = _registry(chosen, place)
+            _start(stack._parts, timeout_s)
+        except BaseException:
+            stack.close()
+            raise
+        return stack
+
+    def start_registry(self, *, timeout_s: float = 120) -> Registry:
+        """The schema registry, started unless it runs."""
+        if self._registry is None:
+            self._registry = _registry(self.kind, self.directory)
+        self._registry.start(timeout_s=timeout_s)
+        return self._registry
+
+    @property
+    def registry(self) -> Registry:
+        """The schema registry; DevstackError when the stack has none."""
+        if self._registry is None:
+            raise DevstackError("this stack has no schema registry: Stack.start(registry=True), or start_registry()")
+        return self._registry
+
+    def environment(self) -> dict[str, str]:
+        """The settings by which a worker finds these services."""
+        addresses = {
+            "SYNC_WORKER_KAFKA_BOOTSTRAP_SERVERS": self.kafka.bootstrap_servers,
+            "SYNC_WORKER_DATABASE_URL": self.postgres.url(),
+        }
+        if self._registry is not None:
+            addresses["SYNC_WORKER_SCHEMA_REGISTRY_URL"] = self._registry.url
+        return addresses
+
+    def close(self) -> None:
+        """End every service, and remove the directory if it is a temporary one."""
+        if self.kind is Kind.NATIVE:
+            reaper.end_run(self.directory, gently=not self._remove)
+        for part in self._parts:
+            part.discard()
+        if self._remove and self.directory.exists():
+            shutil.rmtree(self.directory)
+        if self._watchdog is not None:
+            # Last: should we die before, it does the rest.
+            self._watchdog.kill()
+            self._watchdog.wait()
+            self._watchdog = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _parts(self) -> list[Part]:
+        parts: list[Part] = [self.kafka, self.postgres]
+        return parts if self._registry is None else [*parts, self._registry]
+
+
+def _run_directory(directory: Path | None) -> Path:
+    if directory is None:
+        place = Path(tempfile.mkdtemp(prefix="devstack-", dir=native_postgres.default_parent()))
+    else:
+        place = directory.absolute()
+        place.mkdir(parents=True, exist_ok=True)
+    place = place.resolve()
+    (place / reaper.PIDS).mkdir(exist_ok=True)
+    return place
+
+
+def _kafka(kind: Kind, directory: Path, properties: Mapping[str, str]) -> Kafka:
+    match kind:
+        case Kind.NATIVE:
+            return native.kafka(directory, properties)
+        case Kind.DOCKER:
+            return docker_stack.kafka(directory, properties)
+        case Kind.EXTERNAL:
+            return external.kafka()
+
+
+def _postgres(kind: Kind, directory: Path, parameters: Mapping[str, str], *, durable: bool) -> Postgres:
+    match kind:
+        case Kind.NATIVE:
+            return native_postgres.postgres(directory, parameters, durable=durable)
+        case Kind.DOCKER:
+            return docker_stack.postgres(directory, parameters, durable=durable)
+        case Kind.EXTERNAL:
+            return external.postgres()
+
+
+def _registry(kind: Kind, directory: Path) -> Registry:
+    match kind:
+        case Kind.NATIVE:
+            return native.registry(directory)
+        case Kind.DOCKER:
+            return docker_stack.registry(directory)
+        case Kind.EXTERNAL:
+            return external.registry()
+
+
+def _start(parts: list[Part], timeout_s: float) -> None:
+    """Side by side: each spends its start waiting."""
+    with ThreadPoolExecutor(len(parts)) as pool:
+        futures = [pool.submit(part.start, timeout_s=timeout_s) for part in parts]
+    for future in futures:
+        future.result()
+
+
+def _watchdog(directory: Path, *, remove: bool) -> subprocess.Popen[bytes]:
+    """A process that ends the run when we die, even by SIGKILL.
+
+    The kernel's own way, a signal on the parent's death, comes when the thread that started the child ends.
+    """
+    return subprocess.Popen(
+        # Isolated and without site packages: it starts in a few milliseconds and depends on nothing of ours.
+        [sys.executable, "-I", "-S", reaper.__file__, str(os.getpid()), str(directory), "remove" if remove else "keep"],
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # What kills our process group must not take the watchdog with it.
+        start_new_session=True,
+    )
