@@ -1,0 +1,54 @@
+# Each target works from a clean clone: it makes the virtual environment first, from the hashed lock file.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check lint types imports bench clean lock
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(READY): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+venv: $(READY) ## make the virtual environment in .venv
+
+demo: $(READY) ## the main job in front of your eyes (ARGS=--keep leaves it running)
+	$(BIN)/python -m demo $(ARGS)
+
+test: $(READY) ## every test, on a real Kafka and PostgreSQL, with coverage (ARGS=-k... to choose)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report $(if $(ARGS),--fail-under=0)
+
+lint: $(READY) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## mypy --strict
+	$(BIN)/mypy
+
+imports: $(READY) ## the import contracts of pyproject.toml
+	$(BIN)/lint-imports
+
+check: lint types imports test ## what CI runs
+
+bench: $(READY) ## first figures: end to end beside the ceiling of the bare SQL
+	$(BIN)/python -m bench $(ARGS)
+
+lock: $(READY) ## renew requirements/dev.txt from pyproject.toml
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-header --upgrade --group dev pyproject.toml --output-file requirements/dev.txt
+
+clean: ## remove the environment and everything that tools leave behind
+	rm -rf $(VENV) .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,152 @@
+"""Connections to PostgreSQL, one per loop, and the border where the driver's errors become the worker's.
+
+Every wait of a session is bounded: a frozen worker must not hold up the fleet, and in a deadlock with the LMS it is the
+worker that yields (design §3).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import Connection
+from psycopg.rows import TupleRow
+from sqlalchemy.exc import DBAPIError
+
+from sync_worker.errors import FatalError, RetryableError
+
+Session = Connection[TupleRow]
+
+IDLE_IN_TRANSACTION_TIMEOUT_S = 2
+STATEMENT_TIMEOUT_S = 60
+CONNECT_TIMEOUT_S = 5
+
+# A peer that vanished without a word is noticed within 15 s, on an idle connection as in the middle of a statement.
+_TCP = {"keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 15000}
+
+_WRONG_ADDRESS = {
+    "28P01": "the password was refused",
+    "28000": "the user may not log in",
+    "3D000": "there is no such database",
+    "42501": "the user lacks a right",
+    "42P01": "a table is missing: run `sync-worker migrate`",
+    "3F000": "the schema is missing: run `sync-worker migrate`",
+    "42883": "a function is missing: run `sync-worker migrate`",
+    "42703": "a column is missing: run `sync-worker migrate`",
+    "25006": "the database only allows reading (a standby?)",
+}
+_LOGIN_REFUSED = ("password authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")
+
+
+class ConnectionLost(RetryableError):
+    """The session is gone; whether its last commit happened is unknown until positions are read again (design §4)."""
+
+
+class Contention(RetryableError):
+    """A lock was not to be had in time, a deadlock, or a serialization failure: the transaction did not happen."""
+
+
+class DataRejected(Exception):  # noqa: N818 - a verdict on data, not a fault of the worker
+    """PostgreSQL refused a statement for its data (SQLSTATE class 22 or 23): some record can't be stored."""
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the driver's errors into the worker's own."""
+    try:
+        yield
+    except DBAPIError as error:
+        if isinstance(error.orig, psycopg.Error):
+            raise translation(error.orig) from error
+        raise
+    except psycopg.Error as error:
+        raise translation(error) from error
+
+
+def translation(error: psycopg.Error) -> Exception:
+    """What a driver's error means: an outage, contention, data that can't be stored, or a reason to stop."""
+    state = error.sqlstate or ""
+    text = (error.diag.message_primary or str(error)).strip()
+    if state in {"40001", "40P01", "55P03", "57014"}:
+        return Contention(f"PostgreSQL: {text} ({state})")
+    if state[:2] in {"22", "23"}:
+        return DataRejected(f"{text} ({state})")
+    if state in _WRONG_ADDRESS:
+        return FatalError(f"PostgreSQL: {text} ({state}): {_WRONG_ADDRESS[state]}")
+    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) or state[:2] in {"08", "53", "57", "58", "25", "XX"}:
+        return ConnectionLost(f"PostgreSQL: {text}" + (f" ({state})" if state else ""))
+    return FatalError(f"PostgreSQL refused a statement of the worker: {text} ({state or type(error).__name__}); this is a bug, please report it")
+
+
+def connect(url: str, purpose: str, *, autocommit: bool = True) -> Session:
+    """A session named after its purpose.
+
+    Raises ConnectionLost where the server can't be reached (wait), FatalError where it refuses who we are (stop).
+    """
+    try:
+        return psycopg.connect(
+            url,
+            autocommit=autocommit,
+            application_name=f"sync-worker {purpose}",
+            connect_timeout=CONNECT_TIMEOUT_S,
+            **_TCP,
+        )
+    except psycopg.OperationalError as error:
+        # libpq gives no SQLSTATE for a failed connection: the server's words are all there is.
+        text = str(error).strip()
+        if any(refusal in text for refusal in _LOGIN_REFUSED):
+            raise FatalError(f"PostgreSQL refused the connection: {text}: check SYNC_WORKER_DATABASE_URL") from error
+        raise ConnectionLost(f"PostgreSQL can't be reached: {text}") from error
+
+
+def apply_session(url: str, purpose: str) -> Session:
+    """A session that applies: batches and backfill steps.
+
+    No statistics, or old ones, can turn a look-up into a scan: there are none to choose from. A generic plan is made once;
+    planning the large statement again would cost a single event more than running it.
+    """
+    return _with_settings(
+        connect(url, purpose),
+        {
+            "search_path": "sync_worker,pg_temp",
+            "enable_seqscan": "off",
+            "enable_bitmapscan": "off",
+            "max_parallel_workers_per_gather": "0",
+            "plan_cache_mode": "force_generic_plan",
+            "jit": "off",
+            "statement_timeout": f"{STATEMENT_TIMEOUT_S}s",
+            "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT_S}s",
+        },
+    )
+
+
+def relay_session(url: str) -> Session:
+    """The relay's session. A large window is read through one cursor while Kafka takes it, so it may idle longer."""
+    return _with_settings(
+        connect(url, "relay"),
+        {
+            "search_path": "sync_worker,pg_temp",
+            "jit": "off",
+            "statement_timeout": f"{STATEMENT_TIMEOUT_S}s",
+            "idle_in_transaction_session_timeout": "60s",
+        },
+    )
+
+
+def _with_settings(session: Session, settings: dict[str, str]) -> Session:
+    with translated():
+        deadlock_timeout_ms = _one(session.execute("select setting::int from pg_settings where name = 'deadlock_timeout'"))
+        # Below the server's deadlock_timeout: the worker yields, never the LMS.
+        settings = settings | {"lock_timeout": f"{deadlock_timeout_ms * 4 // 5}ms"}
+        session.execute(
+            "select set_config(name, value, false) from unnest(%s::text[], %s::text[]) s(name, value)",
+            (list(settings), list(settings.values())),
+        )
+    return session
+
+
+def _one(cursor: psycopg.Cursor[TupleRow]) -> Any:  # noqa: ANN401 - whatever the one column holds
+    row = cursor.fetchone()
+    if row is None:
+        raise FatalError("PostgreSQL gave no row where there is always one; this is a bug, please report it")
+    return row[0]
