@@ -188,8 +188,10 @@ def _container(image: str, inside: int, port: int) -> DockerContainer:
         from testcontainers.core.container import DockerContainer  # noqa: PLC0415
     except ImportError as error:
         raise DevstackError("a docker stack needs the package testcontainers") from error
-    # The engine's client takes an address with the port, which the annotation leaves out.
-    return DockerContainer(image).with_bind_ports(inside, (HOST, port))  # type: ignore[arg-type]
+    container = DockerContainer(image)
+    # On the loopback address only, which `with_bind_ports` can't say and the engine's client can.
+    container.ports[f"{inside}/tcp"] = (HOST, port)  # type: ignore[assignment]
+    return container
 
 
 def _home(directory: Path, name: str) -> Path:

@@ -64,31 +64,29 @@ def pinned(bundle: str) -> list[Jar]:
     return [jar for jar in jars if jar.bundle == bundle]
 
 
-def kafka_jars(*, verify: bool = False) -> list[Path]:
-    """The class path of the broker, fetched if need be. Verify: look at every byte of what is there already."""
+def kafka_directory(*, verify: bool = False) -> Path:
+    """The folder with the jars of the broker, fetched if need be. Verify: look at every byte that is there already."""
     jars = pinned(KAFKA)
-    if not verify and all(_path(jar).exists() for jar in jars):
-        return [_path(jar) for jar in jars]
-    with _lock():
-        # Another process may have fetched them while we waited for the lock.
-        missing = [jar for jar in jars if not _is_good(jar, verify=verify)]
-        if missing:
-            _download(missing, "Apache Kafka")
-    return [_path(jar) for jar in jars]
+    if verify or not all(_path(jar).exists() for jar in jars):
+        with _lock():
+            # Another process may have fetched them while we waited for the lock.
+            missing = [jar for jar in jars if not _is_good(jar, verify=verify)]
+            if missing:
+                _download(missing, "Apache Kafka")
+    return _bundle_directory(KAFKA)
 
 
 def registry_directory() -> Path:
-    """The unpacked schema registry, fetched if need be."""
+    """The folder with the unpacked schema registry, fetched if need be."""
     (jar,) = pinned(REGISTRY)
-    unpacked = cache_directory() / f"{jar.artifact}-{jar.version}-{jar.sha256[:12]}"
-    if unpacked.exists():
-        return unpacked
-    with _lock():
-        if not unpacked.exists():
-            if not _is_good(jar, verify=True):
-                _download([jar], "the schema registry")
-            _unpack(_path(jar), unpacked)
-            _path(jar).unlink()
+    unpacked = _bundle_directory(REGISTRY) / "unpacked"
+    if not unpacked.exists():
+        with _lock():
+            if not unpacked.exists():
+                if not _is_good(jar, verify=True):
+                    _download([jar], "the schema registry")
+                _unpack(_path(jar), unpacked)
+                _path(jar).unlink()
     return unpacked
 
 
@@ -102,7 +100,13 @@ def _unpack(archive: Path, target: Path) -> None:
 
 
 def _path(jar: Jar) -> Path:
-    return cache_directory() / "jars" / f"{jar.sha256[:12]}-{jar.filename}"
+    return _bundle_directory(jar.bundle) / jar.filename
+
+
+def _bundle_directory(bundle: str) -> Path:
+    """A folder of its own for each set of pins, so that its content is all that a service sees."""
+    pins = "".join(jar.sha256 for jar in pinned(bundle))
+    return cache_directory() / f"{bundle}-{hashlib.sha256(pins.encode()).hexdigest()[:12]}"
 
 
 def _is_good(jar: Jar, *, verify: bool) -> bool:
@@ -113,7 +117,7 @@ def _is_good(jar: Jar, *, verify: bool) -> bool:
 def _download(jars: list[Jar], title: str) -> None:
     """Each file is complete and right before it gets its name, so an interrupted download goes on where it was."""
     cache = cache_directory()
-    (cache / "jars").mkdir(exist_ok=True)
+    _bundle_directory(jars[0].bundle).mkdir(exist_ok=True)
     for leftover in [*cache.glob("fetching-*"), *cache.glob("unpacking-*")]:
         shutil.rmtree(leftover)  # We hold the lock, so it is of a process that died.
     with (

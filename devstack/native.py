@@ -6,7 +6,6 @@ download cache.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,6 +47,13 @@ rootLogger.appenderRef.out.ref = out
 """
 
 
+def fetch_programs(*, with_registry: bool) -> None:
+    """Have what is to be downloaded, so that nothing waits for it later."""
+    fetch.kafka_directory()
+    if with_registry:
+        fetch.registry_directory()
+
+
 def kafka(directory: Path, properties: Mapping[str, str]) -> Kafka:
     """A broker that is its own controller (KRaft)."""
     home = directory / "kafka"
@@ -79,7 +85,7 @@ def kafka(directory: Path, properties: Mapping[str, str]) -> Kafka:
                 "-XX:+ExitOnOutOfMemoryError",
                 f"-Dlog4j2.configurationFile={log4j}",
                 "-cp",
-                os.pathsep.join(str(jar) for jar in fetch.kafka_jars()),
+                f"{fetch.kafka_directory()}/*",
                 main,
                 *arguments,
             ]

@@ -53,6 +53,11 @@ class Part(ABC):
         """The file with the service's output."""
         return self._runner.log_path
 
+    def check(self) -> None:
+        """DevstackError, with the end of its log, if it does not run."""
+        if not self.running:
+            raise self._runner.failure("ended")
+
     def start(self, *, timeout_s: float = 90) -> None:
         """Start it, unless it runs, and wait until it is ready."""
         self._runner.start()

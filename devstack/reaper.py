@@ -123,6 +123,18 @@ def end_run(directory: Path, *, gently: bool) -> None:
     shutil.rmtree(ended, ignore_errors=True)
 
 
+def remove(directory: Path, timeout_s: float = 15) -> None:
+    """Remove a run directory; something that was preparing it may still be writing for a moment."""
+    deadline = time.monotonic() + timeout_s
+    while directory.exists():
+        try:
+            shutil.rmtree(directory)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 def _read_pid(file: Path, timeout_s: float = 2) -> int | None:
     """The pid in the file, waiting a moment for a process that has just been forked to write it."""
     deadline = time.monotonic() + timeout_s
@@ -148,14 +160,14 @@ def _belongs(pid: int, directory: Path) -> bool:
     return str(directory) in command
 
 
-def watch(parent: int, directory: Path, *, remove: bool) -> None:
+def watch(parent: int, directory: Path, *, temporary: bool) -> None:
     """Wait for the parent's end, then end the run and remove its directory (or leave it, shut down cleanly)."""
     while os.getppid() == parent:
         time.sleep(0.2)
-    end_run(directory, gently=not remove)
-    if remove:
-        shutil.rmtree(directory, ignore_errors=True)
+    end_run(directory, gently=not temporary)
+    if temporary:
+        remove(directory)
 
 
 if __name__ == "__main__":
-    watch(int(sys.argv[1]), Path(sys.argv[2]), remove=sys.argv[3] == "remove")
+    watch(int(sys.argv[1]), Path(sys.argv[2]), temporary=sys.argv[3] == "temporary")

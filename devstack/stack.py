@@ -6,12 +6,11 @@ It must never leave a process or a temporary directory behind, unless it is told
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -45,15 +44,16 @@ class Stack:
     """Kafka and PostgreSQL, and a schema registry when asked for. Make one with `Stack.start`."""
 
     def __init__(
-        self, kind: Kind, directory: Path, *, kafka: Kafka, postgres: Postgres, remove: bool, keep: bool
+        self, kind: Kind, directory: Path, *, kafka: Kafka, postgres: Postgres, temporary: bool, keep: bool
     ) -> None:
         self.kind = kind
         self.directory = directory
         self.kafka = kafka
         self.postgres = postgres
         self._registry: Registry | None = None
-        self._remove = remove
-        self._watchdog = _watchdog(directory, remove=remove) if kind is Kind.NATIVE and not keep else None
+        self._temporary = temporary
+        self._keep = keep
+        self._watchdog = _watchdog(directory, temporary=temporary) if kind is Kind.NATIVE else None
 
     @classmethod
     def start(
@@ -67,31 +67,29 @@ class Stack:
         kafka_properties: Mapping[str, str] | None = None,
         postgres_parameters: Mapping[str, str] | None = None,
         timeout_s: float = 120,
-    ) -> Stack:
+    ) -> Self:
         """Start what is needed and wait until it is ready.
 
         Without a directory everything lives in a temporary one that is removed in the end; a directory that is given
-        stays, and another stack can go on with it. Durable: PostgreSQL survives kill -9 and power loss with all that
-        it acknowledged. Keep: the services outlive this process (`python -m devstack down` ends them). Properties and
-        parameters are the servers' own; an external stack ignores them.
+        stays, with the logs, and another native stack can go on with its data. Durable: PostgreSQL survives kill -9
+        and power loss with all that it acknowledged. Keep: the services outlive this process and the `with` block,
+        until `close`. Properties and parameters are the servers' own; an external stack ignores them.
         """
         chosen = choose_kind() if kind is None else Kind(kind)
-        place = _run_directory(directory)
-        try:
-            stack = cls(
-                chosen,
-                place,
-                kafka=_kafka(chosen, place, kafka_properties or {}),
-                postgres=_postgres(chosen, place, postgres_parameters or {}, durable=durable),
-                remove=directory is None,
-                keep=keep,
-            )
-        except BaseException:
-            if directory is None:
-                shutil.rmtree(place)
-            raise
+        if chosen is Kind.NATIVE:
+            # Before there is a run directory: this may take long, and be interrupted.
+            native.fetch_programs(with_registry=registry)
         if chosen is Kind.DOCKER and keep:
             docker_stack.keep_after_exit()
+        place = _run_directory(directory)
+        try:
+            kafka = _kafka(chosen, place, kafka_properties or {})
+            postgres = _postgres(chosen, place, postgres_parameters or {}, durable=durable)
+            stack = cls(chosen, place, kafka=kafka, postgres=postgres, temporary=directory is None, keep=keep)
+        except BaseException:
+            if directory is None:
+                reaper.remove(place)
+            raise
         try:
             if registry:
                 stack._registry = _registry(chosen, place)
@@ -99,6 +97,8 @@ class Stack:
         except BaseException:
             stack.close()
             raise
+        if keep:
+            stack._dismiss_watchdog()
         return stack
 
     def start_registry(self, *, timeout_s: float = 120) -> Registry:
@@ -125,19 +125,21 @@ class Stack:
             addresses["SYNC_WORKER_SCHEMA_REGISTRY_URL"] = self._registry.url
         return addresses
 
+    def check(self) -> None:
+        """DevstackError, with the end of its log, if a service has ended."""
+        for part in self._parts:
+            part.check()
+
     def close(self) -> None:
         """End every service, and remove the directory if it is a temporary one."""
         if self.kind is Kind.NATIVE:
-            reaper.end_run(self.directory, gently=not self._remove)
+            reaper.end_run(self.directory, gently=not self._temporary)
         for part in self._parts:
             part.discard()
-        if self._remove and self.directory.exists():
-            shutil.rmtree(self.directory)
-        if self._watchdog is not None:
-            # Last: should we die before, it does the rest.
-            self._watchdog.kill()
-            self._watchdog.wait()
-            self._watchdog = None
+        if self._temporary:
+            reaper.remove(self.directory)
+        # Last: should we die before, it does the rest.
+        self._dismiss_watchdog()
 
     def __enter__(self) -> Self:
         return self
@@ -145,7 +147,14 @@ class Stack:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if not self._keep:
+            self.close()
+
+    def _dismiss_watchdog(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.kill()
+            self._watchdog.wait()
+            self._watchdog = None
 
     @property
     def _parts(self) -> list[Part]:
@@ -195,21 +204,33 @@ def _registry(kind: Kind, directory: Path) -> Registry:
 
 
 def _start(parts: list[Part], timeout_s: float) -> None:
-    """Side by side: each spends its start waiting."""
-    with ThreadPoolExecutor(len(parts)) as pool:
+    """Side by side: each spends its start waiting. The first failure is the answer."""
+    pool = ThreadPoolExecutor(len(parts))
+    try:
         futures = [pool.submit(part.start, timeout_s=timeout_s) for part in parts]
-    for future in futures:
-        future.result()
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+            future.result()
+    finally:
+        # Without waiting: after a failure or Ctrl-C, the others fail as soon as the caller ends their processes.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _watchdog(directory: Path, *, remove: bool) -> subprocess.Popen[bytes]:
+def _watchdog(directory: Path, *, temporary: bool) -> subprocess.Popen[bytes]:
     """A process that ends the run when we die, even by SIGKILL.
 
     The kernel's own way, a signal on the parent's death, comes when the thread that started the child ends.
     """
     return subprocess.Popen(
         # Isolated and without site packages: it starts in a few milliseconds and depends on nothing of ours.
-        [sys.executable, "-I", "-S", reaper.__file__, str(os.getpid()), str(directory), "remove" if remove else "keep"],
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            reaper.__file__,
+            str(os.getpid()),
+            str(directory),
+            "temporary" if temporary else "given",
+        ],
         cwd="/",
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
