@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 from waitress.channel import HTTPChannel  # type: ignore[import-untyped]
 from waitress.server import create_server  # type: ignore[import-untyped]
 
@@ -32,6 +32,7 @@ _HEADERS: Final = [
     ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
     ("Referrer-Policy", "no-referrer"),
 ]
+_METRICS: Final = "text/plain; version=0.0.4; charset=utf-8"
 _TEXT: Final = "text/plain; charset=utf-8"
 _log = structlog.get_logger(__name__)
 
@@ -59,7 +60,7 @@ def routes(
     return {
         "/livez": lambda: _probe(health.live()),
         "/readyz": lambda: _probe(health.ready()),
-        "/metrics": lambda: Response(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(registry)),
+        "/metrics": lambda: Response(HTTPStatus.OK, _METRICS, generate_latest(registry)),
         "/status.json": document.respond,
     }
 

@@ -5,8 +5,11 @@ logged around the redaction. Must never let a value end a line: what comes from 
 """
 
 import logging
+import math
+import re
 import sys
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from typing import Final, Literal, TextIO
 
 import structlog
@@ -20,10 +23,17 @@ KAFKA_LOGGER: Final = "librdkafka"
 _QUIET: Final = ("alembic", "sqlalchemy", "waitress", "httpx")
 
 
-def configure(level: str = "info", format: LogFormat | None = None, secrets: Collection[str] = ()) -> None:  # noqa: A002 - the setting's name
+def configure(
+    level: str = "info",
+    format: LogFormat | None = None,  # noqa: A002 - the setting's name
+    secrets: Collection[str] = (),
+    *,
+    kafka: bool = True,
+) -> None:
     """Send every log from `level` on to stderr, without `secrets`; may be called again, the last call counts.
 
-    `format` None is console on a terminal, else JSON.
+    `format` None is console on a terminal, else JSON. `kafka` False leaves out what librdkafka says by itself, for
+    commands whose error says it already.
     """
     stream = sys.stderr
     as_json = format == "json" or (format is None and not stream.isatty())
@@ -59,6 +69,10 @@ def configure(level: str = "info", format: LogFormat | None = None, secrets: Col
     root.setLevel(number)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
+    librdkafka = kafka_logger()
+    librdkafka.setLevel(logging.NOTSET if kafka else logging.CRITICAL)
+    if not any(isinstance(one, _Repetitions) for one in librdkafka.filters):
+        librdkafka.addFilter(_Repetitions(time.monotonic))
     logging.captureWarnings(capture=True)
     structlog.configure(
         processors=[*before, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -88,6 +102,25 @@ def _redaction(redactor: Redactor, *, as_json: bool) -> Processor:
         return shown
 
     return redact
+
+
+class _Repetitions(logging.Filter):
+    """Lets one message of a kind through in ten seconds: a broker that is away is reported at every attempt to connect."""
+
+    _EVERY_S: Final = 10.0
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._clock = clock
+        self._last: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = self._clock()
+        kind = re.sub(r"\d+", "", record.getMessage())
+        if now - self._last.get(kind, -math.inf) < self._EVERY_S:
+            return False
+        self._last = {kind: at for kind, at in self._last.items() if now - at < self._EVERY_S} | {kind: now}
+        return True
 
 
 class _Handler(logging.StreamHandler[TextIO]):

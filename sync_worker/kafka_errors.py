@@ -1,0 +1,57 @@
+"""Kafka's errors as the worker's own: which one means "wait", which one "stop and do this" (design §6).
+
+For the commands. A client's error callback tells the reason (a refused password, a name that isn't known), the call
+that failed afterwards only that it took too long. So both are put into the message.
+"""
+
+from typing import Any, Final
+
+from confluent_kafka import KafkaError
+
+from sync_worker.errors import FatalError, RetryableError, SyncWorkerError
+
+_NOT_ALLOWED: Final = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "topic",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "consumer group",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "cluster",
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "transactional id",
+}
+_LOGIN: Final = frozenset({KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._SSL})
+_AWAY: Final = frozenset({
+    KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._TIMED_OUT,
+    KafkaError._TIMED_OUT_QUEUE, KafkaError._MSG_TIMED_OUT,
+})  # fmt: skip
+
+
+class KafkaFaults:
+    """What a client complained about, kept for the message of the call that failed. `config` goes to the client."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._last: KafkaError | None = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The client's error callback."""
+        return {"error_cb": self._noted}
+
+    def _noted(self, error: KafkaError) -> None:
+        # "All brokers down" follows the reason and would hide it.
+        if self._last is None or error.code() != KafkaError._ALL_BROKERS_DOWN:
+            self._last = error
+
+    def error(self, doing: str, failed: KafkaError | Exception) -> SyncWorkerError:
+        """The worker's error for a call that failed while `doing` something ("creating topics")."""
+        error: Any = failed.args[0] if isinstance(failed, Exception) and failed.args else failed
+        if not isinstance(error, KafkaError):
+            return FatalError(f"{doing}: {failed}")
+        last = self._last
+        if last is not None and last.code() in _LOGIN:
+            return FatalError(f"{doing}: Kafka at {self._address} refused the login: {last.str()}")
+        if error.code() in _NOT_ALLOWED:
+            return FatalError(f"{doing}: not allowed to use this {_NOT_ALLOWED[error.code()]}: {error.str()}")
+        if error.code() in _AWAY:
+            reason = f" ({last.str()})" if last is not None else ""
+            return RetryableError(f"{doing}: Kafka at {self._address} does not answer{reason}")
+        kind = RetryableError if error.retriable() else FatalError
+        return kind(f"{doing}: {error.str()}")
