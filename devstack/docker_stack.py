@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import SplitResult, urlsplit
 
 from devstack.errors import DevstackError
 from devstack.native import KAFKA_PROPERTIES
@@ -29,6 +31,8 @@ _LABEL = "user-segment-sync.devstack"
 
 def docker_answers() -> bool:
     """Whether a Docker engine answers within two seconds."""
+    if not _somebody_listens(urlsplit(os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock")):
+        return False
     import docker  # type: ignore[import-untyped]  # noqa: PLC0415
     import requests  # noqa: PLC0415
 
@@ -40,6 +44,20 @@ def docker_answers() -> bool:
             client.close()
     except (docker.errors.DockerException, requests.RequestException):
         return False
+
+
+def _somebody_listens(address: SplitResult) -> bool:
+    """Asked first: the engine's client is slow to import, and leaves its socket open when nobody answers."""
+    try:
+        if address.scheme != "unix":
+            socket.create_connection((address.hostname or HOST, address.port or 2375), timeout=2).close()
+            return True
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(2)
+            probe.connect(address.path)
+    except OSError:
+        return False
+    return True
 
 
 def remove_containers(directory: Path) -> None:
@@ -173,7 +191,7 @@ def registry(directory: Path) -> Registry:
     """Apicurio Registry, with its data in a file of the container."""
     (port,) = kept_ports(_home(directory, "registry"), 1)
     container = _container(REGISTRY_IMAGE, 8080, port).with_env(
-        "APICURIO_DATASOURCE_URL", "jdbc:h2:file:/tmp/registry/data"
+        "APICURIO_DATASOURCE_URL", "jdbc:h2:file:/tmp/registry/data;WRITE_DELAY=0"
     )
     return Registry(ContainerRunner("registry", directory, container), f"http://{HOST}:{port}/apis/ccompat/v7")
 

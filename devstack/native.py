@@ -106,6 +106,8 @@ def registry(directory: Path) -> Registry:
     home.mkdir(exist_ok=True)
     (port,) = kept_ports(home, 1)
     program = fetch.registry_directory() / "quarkus-run.jar"
+    # Without WRITE_DELAY=0 a kill loses what was registered in the last second.
+    database = f"jdbc:h2:file:{home / 'data'};WRITE_DELAY=0"
     command = Command(
         [
             *_java(),
@@ -113,7 +115,7 @@ def registry(directory: Path) -> Registry:
             "-Xmx256m",
             f"-Dquarkus.http.host={HOST}",
             f"-Dquarkus.http.port={port}",
-            f"-Dapicurio.datasource.url=jdbc:h2:file:{home / 'data'}",
+            f"-Dapicurio.datasource.url={database}",
             "-Dquarkus.log.level=WARN",
             "-Dquarkus.banner.enabled=false",
             "-jar",
