@@ -34,7 +34,7 @@ class TopicReport:
     setting: str
     created: bool
     partitions: int
-    replication_factor: int
+    replicas: int
     differences: list[str] = field(default_factory=list)
 
 
@@ -43,7 +43,7 @@ class _Planned:
     name: str
     setting: str
     partitions: int
-    replication_factor: int
+    replicas: int
     config: Mapping[str, str]
 
 
@@ -170,7 +170,7 @@ class _Cluster:
             NewTopic(
                 topic.name,
                 num_partitions=topic.partitions,
-                replication_factor=topic.replication_factor,
+                replication_factor=topic.replicas,
                 config=dict(topic.config),
             )
             for topic in topics

@@ -105,7 +105,7 @@ def _redaction(redactor: Redactor, *, as_json: bool) -> Processor:
 
 
 class _Repetitions(logging.Filter):
-    """Lets one message of a kind through in ten seconds: a broker that is away is reported at every attempt to connect."""
+    """Lets one message of a kind through in ten seconds: librdkafka reports a broker that is away at each attempt."""
 
     _EVERY_S: Final = 10.0
 

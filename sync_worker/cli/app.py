@@ -1,0 +1,43 @@
+"""The tree of commands; one file for each group. Must stay a list: what a command does is in its file."""
+
+from typing import Annotated
+
+import typer
+
+from sync_worker import __version__
+from sync_worker.cli import events, schema, status, topics, worker
+
+app = typer.Typer(
+    name="sync-worker",
+    help="Keeps course enrollments in step with user segments: Kafka in, PostgreSQL, Kafka out.",
+    epilog="Settings come from SYNC_WORKER_… in the environment or in a .env file. "
+    "Exit codes: 0 done, 1 an error that the message explains, 2 wrong usage or settings, 3 a check found something.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"sync-worker {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(schema.migrate)
+app.add_typer(topics.app, name="topics")
+app.command()(worker.run)
+app.command()(events.publish)
+app.command()(events.tail)
+app.command()(status.status)

@@ -1,0 +1,27 @@
+"""`run`. From here on the words are logs, also the last ones: what reads them expects one format."""
+
+import structlog
+import typer
+
+from sync_worker.cli.console import ERROR, settings_for
+from sync_worker.errors import SettingsError, SyncWorkerError
+
+
+def run() -> None:
+    """The worker: applies input, publishes changes, until SIGTERM or SIGINT."""
+    settings = settings_for({"kafka_bootstrap_servers", "database_url"}, kafka_logs=True)
+    from sync_worker.worker import Worker  # noqa: PLC0415 - heavy, and not for --help
+
+    log = structlog.get_logger("sync_worker")
+    for warning in type(settings).warnings():
+        log.warning("unknown_setting", detail=warning)
+    try:
+        Worker(settings).run()
+    except SettingsError:
+        raise
+    except SyncWorkerError as error:
+        log.error("stopped", kind=type(error).__name__, reason=str(error))  # noqa: TRY400 - expected: no traceback
+        raise typer.Exit(ERROR) from error
+    except Exception as error:
+        log.critical("stopped_by_defect", exc_info=True)
+        raise typer.Exit(ERROR) from error

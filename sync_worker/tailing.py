@@ -1,0 +1,229 @@
+"""Reads what the worker published, as plain documents: EnrollmentChanged, or dead letters (contract §2, `tail`).
+
+Reads committed records only and belongs to no consumer group, so it disturbs nobody. Must never stop at a record
+that it can't read: that one is named, and the next is read.
+"""
+
+import base64
+import time
+from collections.abc import Iterator, Mapping
+from io import BytesIO
+from typing import Any, Final, NamedTuple
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from fastavro import schemaless_reader
+
+from sync_worker.errors import FatalError, InvalidRecord, RejectionReason, RetryableError
+from sync_worker.events import RecordName
+from sync_worker.intake.framing import frame_of, read_headers
+from sync_worker.kafka_errors import KafkaFaults
+from sync_worker.schema.avro import AvroSchema
+from sync_worker.schema.registry import Registry
+from sync_worker.schema.store import SchemaStore, load_schemas, record_name
+from sync_worker.schema.wire import rfc3339
+from sync_worker.service.logging import kafka_logger
+from sync_worker.settings import Settings
+
+_ANSWER_S: Final = 30.0
+_NO_PROGRESS_S: Final = 60.0
+_BATCH: Final = 500
+_EOF: Final = KafkaError._PARTITION_EOF
+# What fastavro raises for bytes that are not a datum of the schema.
+_DATUM_FAULTS: Final = (EOFError, IndexError, ValueError, TypeError, KeyError, OverflowError)
+_NUMBERS: Final = frozenset({"dlq_partition", "dlq_offset"})
+_log = structlog.get_logger(__name__)
+
+
+class Fault(NamedTuple):
+    """A record that could not be read, where it is, and why."""
+
+    where: str
+    why: str
+
+
+Tailed = dict[str, Any] | Fault
+
+
+def registry_of(settings: Settings) -> Registry | None:
+    """The schema registry of the settings, if there is one."""
+    if not settings.schema_registry_url:
+        return None
+    password = settings.schema_registry_password.get_secret_value()
+    return Registry(settings.schema_registry_url, settings.schema_registry_user or None, password or None)
+
+
+def tail(
+    settings: Settings, *, dead_letters: bool = False, from_beginning: bool = False, until_end: bool = False
+) -> Iterator[Tailed]:
+    """Each record as it comes: a document, or the fault that kept it from being one.
+
+    Starts at the end unless `from_beginning`; `until_end` stops at the end as it was at the start.
+
+    Partitions that the topic gets later are not read. Raises FatalError where the topic doesn't exist.
+    """
+    topic = settings.dead_letters_topic if dead_letters else settings.changes_topic
+    documents = _DeadLetters() if dead_letters else _Changes(load_schemas(settings.schema_dir), registry_of(settings))
+    faults = KafkaFaults(settings.kafka_bootstrap_servers)
+    consumer = Consumer(
+        {
+            **settings.kafka_client_config(),
+            **faults.config,
+            "group.id": f"{settings.consumer_group}-tail",  # librdkafka wants one; nothing is joined or committed
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+        },
+        logger=kafka_logger(),
+    )
+    try:
+        for message in _messages(consumer, faults, topic, from_beginning=from_beginning, until_end=until_end):
+            yield documents.of(message)
+    finally:
+        consumer.close()
+
+
+def _messages(
+    consumer: Consumer, faults: KafkaFaults, topic: str, *, from_beginning: bool, until_end: bool
+) -> Iterator[Message]:
+    bounds = _bounds(consumer, faults, topic)
+    starts = {number: low if from_beginning else high for number, (low, high) in bounds.items()}
+    consumer.assign([TopicPartition(topic, number, start) for number, start in starts.items()])
+    origin = "beginning" if from_beginning else "end"
+    _log.info("tail_started", topic=topic, partitions=len(bounds), start=origin)
+    unfinished = {number for number, (_, high) in bounds.items() if starts[number] < high}
+    progress = time.monotonic()
+    while unfinished or not until_end:
+        first = consumer.poll(0.5)
+        if first is None:
+            if until_end and time.monotonic() - progress > _NO_PROGRESS_S:
+                raise RetryableError(
+                    f"{topic}: nothing came for {_NO_PROGRESS_S:.0f} s, though its end was not reached"
+                )
+            continue
+        progress = time.monotonic()
+        for message in [first, *consumer.consume(_BATCH, timeout=0)]:
+            error = message.error()
+            if error is not None and error.code() != _EOF:
+                raise faults.error(f"reading {topic}", error)
+            number, offset = _place(message)
+            end = bounds[number][1]
+            if until_end and offset >= end:  # an end of partition is one too, and stands after the control records
+                unfinished.discard(number)
+            elif error is None:
+                yield message
+                if offset + 1 >= end:
+                    unfinished.discard(number)
+
+
+def _bounds(consumer: Consumer, faults: KafkaFaults, topic: str) -> dict[int, tuple[int, int]]:
+    """Of each partition the first offset and the last stable one, below which everything is decided."""
+    try:
+        found = consumer.list_topics(topic, timeout=_ANSWER_S).topics[topic]
+        if found.error is not None and found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            raise FatalError(f"the topic {topic} does not exist; `sync-worker topics create` makes it")
+        if found.error is not None:
+            raise faults.error(f"asking for {topic}", found.error)
+        bounds = {}
+        for number in sorted(found.partitions):
+            # A consumer that reads committed records gets the last stable offset here, not the high watermark.
+            watermarks = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=_ANSWER_S)
+            if watermarks is None:
+                raise RetryableError(f"asking for the end of {topic}[{number}]: no answer in {_ANSWER_S:.0f} s")
+            bounds[number] = watermarks
+    except KafkaException as error:
+        consumer.poll(0)  # brings the reason to the error callback
+        raise faults.error(f"asking for {topic}", error) from error
+    return bounds
+
+
+def _place(message: Message) -> tuple[int, int]:
+    number, offset = message.partition(), message.offset()
+    if number is None or offset is None:  # neither happens to a message of a consumer
+        raise FatalError("Kafka delivered a record without its partition and offset")
+    return number, offset
+
+
+class _Changes:
+    """EnrollmentChanged by its Avro field names, the time as ISO 8601; a null value as a document of type Tombstone."""
+
+    def __init__(self, schemas: SchemaStore, registry: Registry | None) -> None:
+        self._schemas = schemas
+        self._registry = registry
+
+    def of(self, message: Message) -> Tailed:
+        value = message.value()
+        if value is None:
+            return {"type": "Tombstone", **_ids(message.key())}
+        try:
+            datum = self._datum(value, read_headers(_headers(message))[1])
+        except InvalidRecord as error:
+            return Fault(f"{message.topic()}[{message.partition()}] offset {message.offset()}", error.detail)
+        occurred_at = datum.get("occurred_at")
+        if isinstance(occurred_at, int):
+            datum["occurred_at"] = rfc3339(occurred_at)
+        return {"type": RecordName.ENROLLMENT_CHANGED.value, **datum}
+
+    def _datum(self, value: bytes, schema_id: bytes | None) -> dict[str, Any]:
+        reference, start = frame_of(value, schema_id)
+        if isinstance(reference, bytes):
+            schema: AvroSchema | None = self._schemas.by_fingerprint.get(reference)
+        else:
+            schema = self._registry.schema(reference) if self._registry else None
+        if schema is None:
+            shown = reference.hex() if isinstance(reference, bytes) else reference
+            raise _undecodable(f"its schema {shown} is not known here")
+        if record_name(schema) is not RecordName.ENROLLMENT_CHANGED:
+            raise _undecodable(f"it is a {schema.full_name}")
+        try:
+            datum: Any = schemaless_reader(BytesIO(value[start:]), schema.parsed)
+        except _DATUM_FAULTS as error:
+            raise _undecodable(f"its bytes are no {schema.full_name}: {type(error).__name__}") from error
+        return dict(datum)
+
+
+class _DeadLetters:
+    """The `dlq_*` headers by their names, then the record's own headers as text, then key and value as base64."""
+
+    def of(self, message: Message) -> Tailed:
+        headers = [(name, _text(value)) for name, value in _headers(message)]
+        reasons = {name: value for name, value in headers if name.startswith("dlq_")}
+        numbers = {
+            name: int(value) for name, value in reasons.items() if name in _NUMBERS and value and value.isdecimal()
+        }
+        return {
+            "partition": message.partition(),
+            "offset": message.offset(),
+            **reasons,
+            **numbers,
+            "headers": [[name, value] for name, value in headers if not name.startswith("dlq_")],
+            "key": _base64(message.key()),
+            "value": _base64(message.value()),
+        }
+
+
+def _undecodable(detail: str) -> InvalidRecord:
+    return InvalidRecord(RejectionReason.UNDECODABLE, detail)
+
+
+def _ids(key: bytes | str | None) -> Mapping[str, str | None]:
+    text = _text(key)
+    course, colon, user = (text or "").partition(":")
+    return {"course_id": course, "user_id": user} if colon else {"key": text}
+
+
+def _headers(message: Message) -> list[tuple[str, bytes | None]]:
+    headers = message.headers() or []
+    pairs = headers.items() if isinstance(headers, dict) else headers
+    return [(name, value.encode() if isinstance(value, str) else value) for name, value in pairs]
+
+
+def _text(value: bytes | str | None) -> str | None:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+
+
+def _base64(value: bytes | str | None) -> str | None:
+    raw = value.encode() if isinstance(value, str) else value
+    return None if raw is None else base64.b64encode(raw).decode("ascii")
