@@ -59,7 +59,7 @@ def parse(text: str) -> AvroSchema:
         raw = json.loads(text)
     except (ValueError, RecursionError) as fault:
         raise UnusableSchema(f"it is not JSON: {fault}") from fault
-    if not isinstance(raw, dict) or raw.get("type") != "record":
+    if not isinstance(raw, dict) or raw.get("type") != "record" or not isinstance(raw.get("fields"), list):
         raise UnusableSchema("it is not an Avro record schema")
     _check_depth(raw)
     try:

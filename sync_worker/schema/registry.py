@@ -61,7 +61,7 @@ class Registry:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.url, credentials = _without_credentials(url)
-        if user is not None:
+        if user:
             credentials = f"{user}:{password or ''}"
         configuration: dict[str, object] = {"url": self.url, "timeout": timeout_s, "max.retries": 0}
         if credentials is not None:
