@@ -24,6 +24,8 @@ _PARAMETERS: Mapping[str, str] = {
     "listen_addresses": HOST,
     # A socket's path has a length limit that a run directory may exceed, and TCP is all that anybody needs.
     "unix_socket_directories": "",
+    # In files of the data directory: in /dev/shm, a container's is small, they stay for ever after a kill.
+    "dynamic_shared_memory_type": "mmap",
     "max_connections": "200",
     "shared_buffers": "256MB",
     "timezone": "UTC",

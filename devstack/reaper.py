@@ -7,6 +7,7 @@ never signal a process whose command line does not name the run directory.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -125,6 +126,7 @@ def end_run(directory: Path, *, gently: bool) -> None:
 
 def remove(directory: Path, timeout_s: float = 15) -> None:
     """Remove a run directory; something that was preparing it may still be writing for a moment."""
+    _free_shared_memory(directory / "postgres" / "data" / "postmaster.pid")
     deadline = time.monotonic() + timeout_s
     while directory.exists():
         try:
@@ -133,6 +135,16 @@ def remove(directory: Path, timeout_s: float = 15) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
+
+
+def _free_shared_memory(postmaster: Path) -> None:
+    """Free the System V segment of a server that was killed: the system never would, and only allows so many."""
+    if not postmaster.exists():
+        return  # It was shut down, or never started.
+    lines = postmaster.read_text().splitlines()
+    if len(lines) > 6 and lines[6].strip():
+        # The seventh line holds the segment's key and id; 0 is IPC_RMID. It may be gone already, which is as well.
+        ctypes.CDLL(None).shmctl(int(lines[6].split()[1]), 0, None)
 
 
 def _read_pid(file: Path, timeout_s: float = 2) -> int | None:

@@ -307,6 +307,20 @@ def test_nothing_is_left_when_the_parent_is_killed_while_it_starts(folder: Path,
     assert str(folder) not in commands
 
 
+def test_a_killed_postgres_leaves_no_shared_memory() -> None:
+    listing = Path("/proc/sysvipc/shm")
+
+    def segments() -> set[str]:
+        return {line.split()[1] for line in listing.read_text().splitlines()[1:]}
+
+    with Stack.start(kind="native") as running:
+        identity = (running.directory / "postgres/data/postmaster.pid").read_text().splitlines()[6].split()[1]
+        assert identity in segments()
+        running.postgres.kill()
+        assert identity in segments()
+    assert identity not in segments()
+
+
 def test_services_outlive_the_thread_that_started_them() -> None:
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(Stack.start, kind="native").result()
