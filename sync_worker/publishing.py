@@ -17,8 +17,8 @@ from fastavro import schemaless_writer
 from sync_worker.errors import InvalidRecord, SyncWorkerError
 from sync_worker.events import NAMESPACE, Event, Membership, Method, RecordName, text_of
 from sync_worker.intake.framing import valid_traceparent
-from sync_worker.intake.shape import Shape
 from sync_worker.intake.validation import BUILDERS, shown, uuid_bytes
+from sync_worker.schema.avro import AvroSchema
 from sync_worker.schema.registry import Registry
 from sync_worker.schema.store import SchemaStore
 from sync_worker.schema.wire import cloud_event_headers, confluent_prefix
@@ -27,6 +27,8 @@ DEFAULT_SOURCE = "sync-worker/publish"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_PYTHON: dict[str, type] = {"string": str, "long": int, "boolean": bool, "null": type(None)}
+_WORDS = {str: "a string", int: "an integer", bool: "true or false", type(None): "null"}
 
 
 class InvalidLine(SyncWorkerError):
@@ -71,7 +73,7 @@ class LineEncoder:
         self._now = now
         self._new_id = new_id
         self._last_now = 0
-        self._shapes = {name: Shape(schemas.current[name]) for name in BUILDERS}
+        self._shapes = {name: _Shape(schemas.current[name]) for name in BUILDERS}
 
     def encode_line(self, line: str | bytes) -> Publication:
         """The record that a line stands for.
@@ -87,10 +89,9 @@ class LineEncoder:
         datum = self._filled(name, fields)
         try:
             self._shapes[name].check(datum)
-            _check_unicode(datum)
             event = BUILDERS[name](datum, traceparent)
         except InvalidRecord as fault:
-            raise InvalidLine(f"{name}: {fault.detail}") from fault
+            raise InvalidLine(fault.detail) from fault
         return self._publication(name, topic, event, datum)
 
     def _filled(self, name: RecordName, fields: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +99,7 @@ class LineEncoder:
         unknown = [shown(field) for field in fields if field not in shape.fields]
         if unknown:
             raise InvalidLine(
-                f"{name}: has no field {', '.join(unknown[:5])}; its fields are {', '.join(shape.fields)},"
+                f"{name} has no field {', '.join(unknown[:5])}; its fields are {', '.join(shape.fields)},"
                 " besides type and traceparent"
             )
         datum = {**shape.defaults, **fields}
@@ -132,6 +133,47 @@ class LineEncoder:
             traceparent=event.traceparent,
         )
         return Publication(topic, key.encode(), value.getvalue(), headers)
+
+
+class _Shape:
+    """The fields of one of the input records, which all are flat: their types in JSON, and their defaults."""
+
+    def __init__(self, schema: AvroSchema) -> None:
+        self.fields: dict[str, tuple[type, ...]] = {}
+        self.defaults: dict[str, Any] = {}
+        for field in schema.parsed["fields"]:
+            branches = field["type"] if isinstance(field["type"], list) else [field["type"]]
+            self.fields[field["name"]] = tuple(_python_type(branch) for branch in branches)
+            if "default" in field:
+                self.defaults[field["name"]] = field["default"]
+
+    def check(self, datum: Mapping[str, Any]) -> None:
+        """Raise InvalidLine that names every field which is missing, of a wrong type, or not text."""
+        faults = [
+            f"{name}: is missing; it must be {_words(types)}"
+            if name not in datum
+            else f"{name}: {shown(datum[name])} is not {_words(types)}"
+            for name, types in self.fields.items()
+            if name not in datum or type(datum[name]) not in types
+        ]
+        faults += [
+            # JSON can spell half of a surrogate pair, which no UTF-8 and so no record can carry.
+            f"{name}: {shown(value)} has half of a surrogate pair"
+            for name, value in datum.items()
+            if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value)
+        ]
+        if faults:
+            raise InvalidLine("; ".join(faults))
+
+
+def _python_type(branch: Any) -> type:
+    if isinstance(branch, dict):
+        return str if branch["type"] == "enum" else _PYTHON[branch["type"]]
+    return _PYTHON[branch]
+
+
+def _words(types: tuple[type, ...]) -> str:
+    return " or ".join(_WORDS[each] for each in reversed(types))
 
 
 def _parsed(line: str | bytes) -> dict[str, Any]:
@@ -189,16 +231,6 @@ def _micros(value: object) -> object:
     if moment.tzinfo is None:
         raise InvalidLine(f"occurred_at: {shown(value)} has no time zone; add Z for UTC")
     return (moment - _EPOCH) // _MICROSECOND
-
-
-def _check_unicode(datum: dict[str, Any]) -> None:
-    """JSON can spell half of a surrogate pair, which no UTF-8 and so no record can carry."""
-    for field, value in datum.items():
-        if isinstance(value, str) and not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError as fault:
-                raise InvalidLine(f"{field}: {shown(value)} has half of a surrogate pair") from fault
 
 
 def _canonical(field: str, value: Any) -> Any:

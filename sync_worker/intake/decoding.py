@@ -16,7 +16,6 @@ from fastavro.read import SchemaResolutionError
 from sync_worker.errors import InvalidRecord, RejectionReason
 from sync_worker.events import NAMESPACE, Event, RecordName
 from sync_worker.intake.framing import Headers, frame_of, read_headers
-from sync_worker.intake.shape import Shape
 from sync_worker.intake.validation import BUILDERS, Build, invalid, shown
 from sync_worker.schema.avro import AvroSchema
 from sync_worker.schema.registry import Registry
@@ -45,7 +44,6 @@ class Decoder:
         self._schemas = schemas
         self._registry = registry
         self._topics = topics
-        self._shapes = {name: Shape(schemas.current[name]) for name in BUILDERS}
         self._by_prefix: dict[str, dict[bytes, Read]] = {
             topic: {
                 schema.single_object_prefix: self._reader(topic, schema) for schema in schemas.by_fingerprint.values()
@@ -97,7 +95,7 @@ class Decoder:
         ours = self._schemas.current[name]
         if schema.fingerprint == ours.fingerprint:
             return _direct_reader(schema, BUILDERS[name])
-        return _resolving_reader(schema, ours, self._shapes[name], BUILDERS[name])
+        return _resolving_reader(schema, ours, BUILDERS[name])
 
 
 def _wrong_type(detail: str, value: bytes, start: int, traceparent: str | None) -> NoReturn:  # noqa: ARG001 - a Read
@@ -124,7 +122,7 @@ def _direct_reader(schema: AvroSchema, build: Build) -> Read:
     return read
 
 
-def _resolving_reader(schema: AvroSchema, ours: AvroSchema, shape: Shape, build: Build) -> Read:
+def _resolving_reader(schema: AvroSchema, ours: AvroSchema, build: Build) -> Read:
     recheck = schema.reproducible and schema.checkable
 
     def read(value: bytes, start: int, traceparent: str | None) -> Event:
@@ -147,7 +145,6 @@ def _resolving_reader(schema: AvroSchema, ours: AvroSchema, shape: Shape, build:
                 f"written with another {schema.full_name} (fingerprint {schema.fingerprint.hex()}) that this version"
                 f" cannot read as its own: {shown(str(fault))}; workers are upgraded before publishers"
             ) from fault
-        shape.check(resolved)
         return build(resolved, traceparent)
 
     return read
