@@ -35,9 +35,9 @@ def _main(
     pass
 
 
-app.command()(schema.migrate)
+app.command(short_help="Make or upgrade the schema.")(schema.migrate)
 app.add_typer(topics.app, name="topics")
-app.command()(worker.run)
-app.command()(events.publish)
-app.command()(events.tail)
-app.command()(status.status)
+app.command(short_help="The worker.")(worker.run)
+app.command(short_help="JSON lines to the input topics.")(events.publish)
+app.command(short_help="EnrollmentChanged as JSON lines.")(events.tail)
+app.command(short_help="Lag, outbox, backfills, leader.")(status.status)

@@ -24,7 +24,8 @@ def publish(
         settings = settings_for({"kafka_bootstrap_servers"})
         from sync_worker.producing import Publisher  # noqa: PLC0415 - heavy, and not for --help
 
-        publisher = Publisher(settings, lambda number, fault: warn(f"{name}:{number}: {fault}"))
+        shown = "stdin" if name == "-" else name
+        publisher = Publisher(settings, lambda number, fault: warn(f"{shown}:{number}: {fault}"))
         try:
             with _progress(name, stream) as lines:
                 publisher.publish(lines)
