@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from dotenv import dotenv_values
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from pydantic_settings import PydanticBaseSettingsSource
 
 from sync_worker.errors import SettingsError
 
@@ -32,33 +32,34 @@ class Unusable:
 
 
 class Environment(PydanticBaseSettingsSource):
-    """The one source of settings, stronger first: environment, `.env` file; in each, a secret may be a file's name.
+    """The process environment as a source for pydantic-settings.
 
-    Read by hand because pydantic-settings neither knows `<NAME>_FILE` nor tells an empty topic from an unset one.
+    Its own neither knows `<NAME>_FILE` nor tells an empty topic from an unset one, and reports only the first fault.
     """
-
-    def __init__(self, settings: type[BaseSettings], env_file: Any) -> None:
-        super().__init__(settings)
-        self._env_file = env_file
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         """Not used: `__call__` reads all fields together."""
         raise NotImplementedError
 
     def __call__(self) -> dict[str, Any]:
-        layers = list(_layers(self._env_file))
-        found: dict[str, Any] = {}
-        for field in self.settings_cls.model_fields:
-            values = (_read(layer, field) for layer in layers)
-            value = next((value for value in values if value is not None), None)
-            if value is not None:
-                found[field] = value
-        return found
+        return values(self.settings_cls.model_fields, None)
 
 
 def environment_name(field: str) -> str:
     """The name that an operator types for a field of `Settings`."""
     return PREFIX + field.upper()
+
+
+def values(fields: Collection[str], env_file: str | None) -> dict[str, Any]:
+    """What is set of these fields, as text or Unusable: by the environment, else by the `.env` file.
+
+    In each of the two, a secret may also be the name of a file that holds it.
+    """
+    found: dict[str, Any] = {}
+    for layer in reversed(list(_layers(env_file))):
+        read = {field: _read(layer, field) for field in fields}
+        found |= {field: value for field, value in read.items() if value is not None}
+    return found
 
 
 def warnings_about_names(fields: Collection[str], env_file: str | None) -> list[str]:
@@ -73,7 +74,7 @@ def warnings_about_names(fields: Collection[str], env_file: str | None) -> list[
     return warnings
 
 
-def _layers(env_file: Any) -> Iterator[Mapping[str, str]]:
+def _layers(env_file: str | None) -> Iterator[Mapping[str, str]]:
     yield os.environ
     if env_file is not None and Path(env_file).is_file():
         try:

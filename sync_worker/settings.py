@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sync_worker import kafka_properties as properties
-from sync_worker.environment import Environment, Unusable, environment_name, warnings_about_names
+from sync_worker.environment import Environment, Unusable, environment_name, values, warnings_about_names
 from sync_worker.errors import SettingsError
 
 ENV_FILE: Final = ".env"
@@ -119,61 +119,63 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=False)
 
     kafka_bootstrap_servers: Annotated[str, AfterValidator(_bootstrap_servers)] = Field(
-        "", description="host:port, several separated by commas"
+        default="", description="host:port, several separated by commas"
     )
     database_url: Annotated[SecretStr, AfterValidator(_database_url)] = Field(
-        SecretStr(""), description="a postgresql:// URL as libpq reads it"
+        default=SecretStr(""), description="a postgresql:// URL as libpq reads it"
     )
 
-    membership_topic: Topic = Field("segments.membership", description=_A_TOPIC)
-    methods_topic: Topic = Field("enrollment.methods", description=_A_TOPIC)
-    sources_topic: Literal[""] | Topic = Field("enrollment.sources", description=f"{_A_TOPIC}; empty = not read")
-    changes_topic: Topic = Field("enrollment.changes", description=_A_TOPIC)
-    dead_letters_topic: Topic = Field("sync-worker.dead-letters", description=_A_TOPIC)
-    cursor_topic: Topic = Field("sync-worker.cursor", description=_A_TOPIC)
+    membership_topic: Topic = Field(default="segments.membership", description=_A_TOPIC)
+    methods_topic: Topic = Field(default="enrollment.methods", description=_A_TOPIC)
+    sources_topic: Literal[""] | Topic = Field(
+        default="enrollment.sources", description=f"{_A_TOPIC}; empty = not read"
+    )
+    changes_topic: Topic = Field(default="enrollment.changes", description=_A_TOPIC)
+    dead_letters_topic: Topic = Field(default="sync-worker.dead-letters", description=_A_TOPIC)
+    cursor_topic: Topic = Field(default="sync-worker.cursor", description=_A_TOPIC)
     consumer_group: Annotated[str, AfterValidator(_group)] = Field(
-        "sync-worker", description="1 to 200 printable characters"
+        default="sync-worker", description="1 to 200 printable characters"
     )
     group_protocol: Annotated[Literal["classic", "consumer"], BeforeValidator(_lower)] = Field(
-        "classic", description="classic or consumer (KIP-848)"
+        default="classic", description="classic or consumer (KIP-848)"
     )
 
     schema_registry_url: Annotated[str, AfterValidator(_registry_url)] = Field(
-        "", description="a http:// or https:// URL without user and password"
+        default="", description="a http:// or https:// URL without user and password"
     )
-    schema_registry_user: str = Field("", description="text")
-    schema_registry_password: SecretStr = Field(SecretStr(""), description="text")
-    schema_dir: Folder | None = Field(None, description="a folder of .avsc files")
+    schema_registry_user: str = Field(default="", description="text")
+    schema_registry_password: SecretStr = Field(default=SecretStr(""), description="text")
+    schema_dir: Folder | None = Field(default=None, description="a folder of .avsc files")
 
     kafka_security_protocol: Annotated[
         Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], BeforeValidator(_upper)
-    ] = Field("PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")
+    ] = Field(default="PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")
     kafka_sasl_mechanism: Annotated[
         Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER"], BeforeValidator(_upper)
-    ] = Field("", description="PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, GSSAPI or OAUTHBEARER")
-    kafka_sasl_username: str = Field("", description="text")
-    kafka_sasl_password: SecretStr = Field(SecretStr(""), description="text")
-    kafka_ssl_ca_location: File | None = Field(None, description=_A_FILE)
-    kafka_ssl_certificate_location: File | None = Field(None, description=_A_FILE)
-    kafka_ssl_key_location: File | None = Field(None, description=_A_FILE)
-    kafka_ssl_key_password: SecretStr = Field(SecretStr(""), description="text")
+    ] = Field(default="", description="PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, GSSAPI or OAUTHBEARER")
+    kafka_sasl_username: str = Field(default="", description="text")
+    kafka_sasl_password: SecretStr = Field(default=SecretStr(""), description="text")
+    kafka_ssl_ca_location: File | None = Field(default=None, description=_A_FILE)
+    kafka_ssl_certificate_location: File | None = Field(default=None, description=_A_FILE)
+    kafka_ssl_key_location: File | None = Field(default=None, description=_A_FILE)
+    kafka_ssl_key_password: SecretStr = Field(default=SecretStr(""), description="text")
     kafka_properties: Annotated[dict[str, str], BeforeValidator(properties.parse)] = Field(
-        {}, description='a JSON object of librdkafka properties, as {"socket.timeout.ms": 10000}', repr=False
+        default={}, description='a JSON object of librdkafka properties, as {"socket.timeout.ms": 10000}', repr=False
     )
 
-    http_host: str = Field("0.0.0.0", min_length=1, description="an address of this machine")  # noqa: S104 - a pod's port
-    http_port: int = Field(8080, ge=-1, le=65535, description="0 to 65535 (0 = any free), or -1 = off")
+    http_host: str = Field(default="0.0.0.0", min_length=1, description="an address of this machine")  # noqa: S104 - a pod's port
+    http_port: int = Field(default=8080, ge=-1, le=65535, description="0 to 65535 (0 = any free), or -1 = off")
     log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)] = Field(
-        "info", description="debug, info, warning, error or critical"
+        default="info", description="debug, info, warning, error or critical"
     )
     log_format: Annotated[Literal["json", "console"] | None, BeforeValidator(_lower)] = Field(
-        None, description="json or console"
+        default=None, description="json or console"
     )
-    batch_max_records: int = Field(2000, ge=1, le=10_000, description="1 to 10000 records")
+    batch_max_records: int = Field(default=2000, ge=1, le=10_000, description="1 to 10000 records")
     drain_timeout_s: float = Field(
-        20.0, gt=0, le=3600, allow_inf_nan=False, description="more than 0, up to 3600 seconds"
+        default=20.0, gt=0, le=3600, allow_inf_nan=False, description="more than 0, up to 3600 seconds"
     )
-    rejection_pause: bool = Field(True, description="true or false")
+    rejection_pause: bool = Field(default=True, description="true or false")
 
     @classmethod
     def settings_customise_sources(
@@ -181,11 +183,11 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings calls with these names
-        dotenv_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments first, then our own reading of the environment and of the `.env` file that `load` names."""
-        return init_settings, Environment(settings_cls, getattr(dotenv_settings, "env_file", None))
+        """Arguments first, then our own reading of the environment; `load` gives all that it reads as arguments."""
+        return init_settings, Environment(settings_cls)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -201,13 +203,13 @@ class Settings(BaseSettings):
         Raises SettingsError with every fault there is, by environment name: what is wrong and what is allowed.
         """
         faults: dict[str, str] = {}
-        sources: dict[str, Any] = {"_env_file": env_file}
+        given = values(cls.model_fields, env_file)
         try:
-            settings = cls(**sources)
+            settings = cls(**given)
         except ValidationError as error:
             faults = {str(fault["loc"][0]): _words(cls, fault) for fault in error.errors(include_url=False)}
             defaults = {name: cls.model_fields[name].get_default() for name in faults}
-            settings = cls(**sources, **defaults)
+            settings = cls(**{**given, **defaults})
         for name in sorted(set(require) - faults.keys()):
             if not _is_set(getattr(settings, name)):
                 faults[name] = f"required, but not set; allowed: {cls.model_fields[name].description}"

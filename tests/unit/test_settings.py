@@ -1,4 +1,4 @@
-"""Settings as an operator gives them: by environment, `.env` and mounted files, and what is said when they are wrong."""
+"""Settings as an operator gives them, by environment, `.env` and mounted files, and what is said of wrong ones."""
 
 import os
 from pathlib import Path
