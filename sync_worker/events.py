@@ -141,7 +141,9 @@ class Record:
 
     __slots__ = ("content", "message", "next_offset", "partition")
 
-    def __init__(self, partition: Partition, next_offset: int, content: "Event | Rejection | None", message: Any = None) -> None:  # noqa: ANN401 - a confluent_kafka.Message, which only intake may know
+    def __init__(
+        self, partition: Partition, next_offset: int, content: "Event | Rejection | None", message: Any = None
+    ) -> None:  # noqa: ANN401 - a confluent_kafka.Message, which only intake may know
         self.partition = partition
         self.next_offset = next_offset
         self.content = content

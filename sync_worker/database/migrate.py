@@ -69,7 +69,9 @@ def known_revisions() -> frozenset[str]:
 
 def migrate(url: str) -> MigrationReport:
     """Bring the database at `url` to the head revision, as the owner of the schema (contract §3)."""
-    engine = create_engine("postgresql+psycopg://", creator=lambda: connect(url, "migrate", autocommit=False), poolclass=NullPool)
+    engine = create_engine(
+        "postgresql+psycopg://", creator=lambda: connect(url, "migrate", autocommit=False), poolclass=NullPool
+    )
     with translated(), engine.connect() as connection:
         connection.execute(text("select pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
         # Alembic keeps its version table in the schema that its first revision fills.

@@ -22,7 +22,13 @@ STATEMENT_TIMEOUT_S = 60
 CONNECT_TIMEOUT_S = 5
 
 # A peer that vanished without a word is noticed within 15 s, on an idle connection as in the middle of a statement.
-_TCP = {"keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 15000}
+_TCP: Any = {
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15000,
+}
 
 _WRONG_ADDRESS = {
     "28P01": "the password was refused",
@@ -73,9 +79,18 @@ def translation(error: psycopg.Error) -> Exception:
         return DataRejected(f"{text} ({state})")
     if state in _WRONG_ADDRESS:
         return FatalError(f"PostgreSQL: {text} ({state}): {_WRONG_ADDRESS[state]}")
-    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) or state[:2] in {"08", "53", "57", "58", "25", "XX"}:
+    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) or state[:2] in {
+        "08",
+        "53",
+        "57",
+        "58",
+        "25",
+        "XX",
+    }:
         return ConnectionLost(f"PostgreSQL: {text}" + (f" ({state})" if state else ""))
-    return FatalError(f"PostgreSQL refused a statement of the worker: {text} ({state or type(error).__name__}); this is a bug, please report it")
+    return FatalError(
+        f"PostgreSQL refused a statement of the worker: {text} ({state or type(error).__name__}); this is a bug, please report it"
+    )
 
 
 def connect(url: str, purpose: str, *, autocommit: bool = True) -> Session:
@@ -135,9 +150,14 @@ def relay_session(url: str) -> Session:
 
 def _with_settings(session: Session, settings: dict[str, str]) -> Session:
     with translated():
-        deadlock_timeout_ms = _one(session.execute("select setting::int from pg_settings where name = 'deadlock_timeout'"))
+        deadlock_timeout_ms = _one(
+            session.execute("select setting::int from pg_settings where name = 'deadlock_timeout'")
+        )
         # Below the server's deadlock_timeout: the worker yields, never the LMS.
         settings = settings | {"lock_timeout": f"{deadlock_timeout_ms * 4 // 5}ms"}
+        if _one(session.execute("select current_setting('synchronous_commit')")) == "off":
+            # A commit that Kafka heard of and a crash undid would publish what never happened.
+            settings["synchronous_commit"] = "on"
         session.execute(
             "select set_config(name, value, false) from unnest(%s::text[], %s::text[]) s(name, value)",
             (list(settings), list(settings.values())),

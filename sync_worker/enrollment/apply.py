@@ -186,19 +186,25 @@ def _judge_suspensions(session: Session, facts: Facts, applied: Applied) -> None
     _judge(session, "suspension", _suspension_columns(events, ordinals), facts, applied, same="applied")
 
 
-def _judge(session: Session, kind: str, columns: dict[str, Any], facts: Facts, applied: Applied, *, same: str = "repeated") -> None:
+def _judge(
+    session: Session, kind: str, columns: dict[str, Any], facts: Facts, applied: Applied, *, same: str = "repeated"
+) -> None:
     """Say of events that changed nothing why: stale, a repetition, or another content under the same version."""
     for n, code in session.execute(SQL[f"{kind}s_unchanged"], columns, prepare=True).fetchall():
         verdict = _VERDICTS[code]
         if verdict == "conflict":
             record = facts.records[n]
-            applied.rejected.append((record, Rejection(RejectionReason.VERSION_CONFLICT, _conflict_detail(record.content))))
+            applied.rejected.append(
+                (record, Rejection(RejectionReason.VERSION_CONFLICT, _conflict_detail(record.content)))
+            )
         else:
             applied.results[kind, same if verdict == "repeated" else verdict] += 1
 
 
 def _conflict_detail(event: Any) -> str:  # noqa: ANN401 - any event; each names its entity by its first ids
-    ids = " ".join(f"{name}={text_of(value)}" for name, value in zip(event._fields, event, strict=True) if name in _ENTITY_FIELDS)
+    ids = " ".join(
+        f"{name}={text_of(value)}" for name, value in zip(event._fields, event, strict=True) if name in _ENTITY_FIELDS
+    )
     return f"version {event.version} of {ids} was applied with other content; a change needs a higher version"
 
 

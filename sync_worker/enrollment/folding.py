@@ -98,7 +98,12 @@ def _fold_other(facts: Facts, n: int, event: Event) -> bool:
     held: dict[Any, int]
     key: object
     if isinstance(event, Source):
-        kind, held, key, content = "source", facts.sources, (event.course_id + event.user_id, event.source), _source_content
+        kind, held, key, content = (
+            "source",
+            facts.sources,
+            (event.course_id + event.user_id, event.source),
+            _source_content,
+        )
     elif isinstance(event, Suspension):
         kind, held, key, content = "suspension", facts.suspensions, event.course_id + event.user_id, _suspension_content
     else:

@@ -52,7 +52,14 @@ class _Stored:
         """Does the rule see no difference (semantics §2)? Names, or the eye of a method that isn't active, change nothing."""
         if self.deleted:
             return True
-        return (self.segment_id, self.active and self.visible, self.role, self.group_id, self.on_removal, self.deleted) == (
+        return (
+            self.segment_id,
+            self.active and self.visible,
+            self.role,
+            self.group_id,
+            self.on_removal,
+            self.deleted,
+        ) == (
             event.segment_id,
             event.active and event.visible,
             event.role,
@@ -110,7 +117,10 @@ def _verdict(before: _Stored | None, event: Method) -> str | Rejection:
             RejectionReason.VERSION_CONFLICT,
             f"version {event.version} of method {method} was applied with other content; a change needs a higher version",
         )
-    for name, old, new in (("course_id", text_of(before.course_id), text_of(event.course_id)), ("kind", before.kind, event.kind)):
+    for name, old, new in (
+        ("course_id", text_of(before.course_id), text_of(event.course_id)),
+        ("kind", before.kind, event.kind),
+    ):
         if old != new:
             return Rejection(
                 RejectionReason.INVALID_EVENT,
@@ -118,7 +128,8 @@ def _verdict(before: _Stored | None, event: Method) -> str | Rejection:
             )
     if before.deleted and not event.deleted:
         return Rejection(
-            RejectionReason.INVALID_EVENT, f"method {method} was deleted, which is final: a new method takes a new method_id"
+            RejectionReason.INVALID_EVENT,
+            f"method {method} was deleted, which is final: a new method takes a new method_id",
         )
     return "applied"
 

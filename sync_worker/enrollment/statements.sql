@@ -181,7 +181,7 @@ from backfill b join method m using (method_id) order by random() limit 1
 
 -- :name backfill_take
 -- After the shared lock. No row = another has it or moved it on, it is done, or a newer version took over.
-select from backfill b join method m on m.method_id = b.method_id and m.version = b.version
+select true from backfill b join method m on m.method_id = b.method_id and m.version = b.version
 where b.method_id = %(method)s and b.version = %(version)s and b.after_user = %(after)s for update of b skip locked
 
 -- :name backfill_lock

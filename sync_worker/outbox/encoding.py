@@ -74,6 +74,7 @@ class EncodedChange(NamedTuple):
     key: bytes
     value: bytes
     headers: list[tuple[str, bytes]]
+    change: str  # ENROLLED, UNENROLLED, …
 
 
 class _State(NamedTuple):
@@ -185,7 +186,7 @@ class ChangeEncoder:
         headers = [*self._fixed_headers, ("ce_id", event_id), time_header, ("ce_subject", key)]
         if traceparent is not None:
             headers.append(("traceparent", traceparent.encode()))
-        return EncodedChange(key, value, headers)
+        return EncodedChange(key, value, headers, _change(before.status, after.status))
 
     def _learn(self, sources: bytes, hand: bytes, suspended: bool) -> _State:
         if not isinstance(suspended, bool):  # a driver's unparsed b"f" would pass for true

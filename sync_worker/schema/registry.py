@@ -34,7 +34,7 @@ class SchemaNotYetKnown(RetryableError):
     """The registry does not know the schema; a publisher may just be registering it."""
 
 
-class _NotFound(Exception):  # noqa: N818 - an answer, not a fault
+class _NotFound(Exception):
     pass
 
 
@@ -104,6 +104,9 @@ class Registry:
                 any_not_found=isinstance(reference, UUID),
             )
         except _NotFound:
+            if isinstance(reference, UUID):
+                # A wrong URL says "not found" in just the same way: make sure that there is a registry at all.
+                self._ask("its schema types", self._client.get_schema_types)
             raise self._verdict(reference, self._note_unknown(reference)) from None
         self._unknown.pop(reference, None)
         schema = self._usable(reference, found)

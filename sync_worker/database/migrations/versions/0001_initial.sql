@@ -93,7 +93,7 @@ return case when not sources @? '$.* ? (@.kind != "SEGMENT_GROUP")' then 'ABSENT
 
 create function roles_of(sources jsonb, suspended bool) returns text[] language sql immutable parallel safe
 return case when suspended then '{}'
-  else coalesce((select array_agg(distinct c->>'role' order by c->>'role') from jsonb_each(sources) x(source, c)
+  else coalesce((select array_agg(distinct (c->>'role') collate "C" order by (c->>'role') collate "C") from jsonb_each(sources) x(source, c)
                  where c->>'status' = 'ACTIVE' and c ? 'role' and c->>'kind' <> 'SEGMENT_GROUP'), '{}') end;
 
 create function groups_of(sources jsonb, hand uuid[]) returns uuid[] language sql immutable parallel safe
@@ -168,6 +168,7 @@ create table dead_letter (
   header_values bytea[] not null,
   reason text not null,
   detail text not null,
+  truncated bool not null default false,  -- too large for the topic: published without value, and kept here
   recorded_at timestamptz not null default now());
 
 create table dead_letter_count (

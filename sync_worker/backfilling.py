@@ -1,0 +1,77 @@
+"""The backfill thread: takes steps while there are any, beside live events, and never more than one at a time."""
+
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from sync_worker.database import arrays
+from sync_worker.database.sessions import ConnectionLost, Contention, Session, apply_session
+from sync_worker.enrollment import backfill
+from sync_worker.errors import RetryableError
+from sync_worker.events import text_of
+from sync_worker.service.health import Health
+from sync_worker.service.metrics import Metrics, Retry
+
+LOOP = "backfill"
+# A method event of another worker is noticed within this time.
+IDLE_S = 0.25
+RETRY_S = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class Backfilling:
+    """The loop. `run` returns soon after `stop` is set; a step that was not committed is taken again by whoever comes next."""
+
+    def __init__(
+        self,
+        database_url: str,
+        health: Health,
+        metrics: Metrics,
+        stop: threading.Event,
+        on_committed: Callable[[], None],
+    ) -> None:
+        self._url = database_url
+        self._health = health
+        self._metrics = metrics
+        self._stop = stop
+        self._on_committed = on_committed
+        self._session: Session | None = None
+
+    def run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._health.beat(LOOP)
+                self._stop.wait(self._turn())
+        finally:
+            if self._session is not None:
+                self._session.close()
+
+    def _turn(self) -> float:
+        """Take a step; how long to wait before the next one, seconds."""
+        try:
+            done = backfill.step(self._open())
+        except RetryableError as error:
+            self._metrics.retries.labels(Retry.CONTENTION if isinstance(error, Contention) else Retry.DATABASE).inc()
+            log.warning("backfill_waits", reason=str(error))
+            if isinstance(error, ConnectionLost) and self._session is not None:
+                self._session.close()
+            return RETRY_S
+        if done is None:
+            return IDLE_S
+        if not done.people and not done.finished:
+            return 0.01  # another worker has it
+        self._metrics.backfill_steps.inc()
+        self._metrics.backfill_people.inc(done.people)
+        if done.changes:
+            self._on_committed()
+        if done.finished:
+            log.info("backfill_finished", method_id=text_of(done.method_id))
+        return 0.0
+
+    def _open(self) -> Session:
+        if self._session is None or self._session.closed:
+            self._session = apply_session(self._url, "backfill")
+            arrays.register(self._session)
+        return self._session

@@ -1,0 +1,129 @@
+"""What the broker says about topics and offsets: identities, ends, and what the consumer group has committed.
+
+Asks and never changes anything. Each answer is bounded in time; a broker that is away is a RetryableError, a topic that
+isn't there a FatalError that says how to make it.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple, TypeVar
+
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType  # type: ignore[attr-defined]  # re-exported
+
+from sync_worker.errors import FatalError
+from sync_worker.events import Partition
+from sync_worker.kafka_errors import KafkaFaults
+from sync_worker.settings import Settings
+
+_T = TypeVar("_T")
+
+REQUEST_TIMEOUT_S = 10.0
+
+
+class TopicFacts(NamedTuple):
+    """A topic as it is now. The id is another one when a topic was deleted and made anew under its name."""
+
+    topic_id: str
+    partitions: int
+
+
+class Broker:
+    """Questions to the broker, each answered within `timeout_s` or not at all."""
+
+    def __init__(self, settings: Settings, *, logger: Any = None, timeout_s: float = REQUEST_TIMEOUT_S) -> None:  # noqa: ANN401
+        self._faults = KafkaFaults(settings.kafka_bootstrap_servers)
+        config = settings.kafka_client_config() | self._faults.config
+        if logger is not None:
+            config["logger"] = logger
+        self._admin = AdminClient(config)
+        self._timeout_s = timeout_s
+
+    def cluster_id(self) -> str:
+        described = self._result(
+            "asking for the cluster", self._admin.describe_cluster(request_timeout=self._timeout_s)
+        )
+        return str(described.cluster_id)
+
+    def topics(self, names: Collection[str]) -> dict[str, TopicFacts]:
+        """Raises FatalError naming every topic that does not exist."""
+        asked = self._admin.describe_topics(TopicCollection(list(names)), request_timeout=self._timeout_s)
+        found, missing = {}, []
+        for name, future in asked.items():
+            try:
+                described = future.result(self._timeout_s + 1)
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    missing.append(name)
+                    continue
+                raise self._faults.error(f"asking for topic {name}", error) from error
+            found[name] = TopicFacts(str(described.topic_id), len(described.partitions))
+        if missing:
+            raise FatalError(
+                f"no such topic: {', '.join(sorted(missing))}; make it with `sync-worker topics create`, "
+                "or name another one (SYNC_WORKER_…_TOPIC)"
+            )
+        return found
+
+    def earliest(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """The first offset that each partition still holds."""
+        return self._offsets(partitions, OffsetSpec.earliest)
+
+    def stable_end(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """The last stable offset of each: how far a read_committed consumer can get."""
+        return self._offsets(partitions, OffsetSpec.latest)
+
+    def end(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """The high watermark of each, open transactions included."""
+        return self._offsets(partitions, OffsetSpec.latest, IsolationLevel.READ_UNCOMMITTED)
+
+    def _offsets(
+        self,
+        partitions: Iterable[Partition],
+        spec: Callable[[], OffsetSpec],
+        isolation: IsolationLevel = IsolationLevel.READ_COMMITTED,
+    ) -> dict[Partition, int]:
+        asked = {TopicPartition(partition.topic, partition.number): spec() for partition in partitions}
+        if not asked:
+            return {}
+        futures = self._admin.list_offsets(asked, isolation_level=isolation, request_timeout=self._timeout_s)
+        return {
+            Partition(where.topic, where.partition): self._result(f"asking for offsets of {where.topic}", future).offset
+            for where, future in futures.items()
+        }
+
+    def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """What the consumer group has committed to Kafka; partitions without a commit are left out."""
+        if not partitions:
+            return {}
+        wanted = [TopicPartition(partition.topic, partition.number) for partition in partitions]
+        futures = self._admin.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=self._timeout_s
+        )
+        (future,) = futures.values()
+        found = self._result(f"asking for the commits of group {group}", future)
+        return {
+            Partition(where.topic, where.partition): where.offset
+            for where in found.topic_partitions
+            if where.offset is not None and where.offset >= 0
+        }
+
+    def max_message_bytes(self, topic: str) -> int:
+        """The topic's `max.message.bytes`."""
+        (future,) = self._admin.describe_configs(
+            [ConfigResource(ResourceType.TOPIC, topic)], request_timeout=self._timeout_s
+        ).values()
+        return int(self._result(f"asking for the configuration of {topic}", future)["max.message.bytes"].value)
+
+    def _result(self, doing: str, future: "Future[_T]") -> _T:
+        try:
+            return future.result(self._timeout_s + 1)
+        except KafkaException as error:
+            raise self._faults.error(doing, error) from error

@@ -1,0 +1,93 @@
+"""One batch, one transaction: positions, facts, rows, outbox, dead letters, all or nothing (design §3, §4).
+
+The order of the steps is the protocol. A batch is cut into several transactions where one would be too large or would
+have to decide between two records of one version; each of them moves the positions by what it applied.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sync_worker.database.sessions import DataRejected, Session, translated
+from sync_worker.enrollment import apply, methods
+from sync_worker.enrollment.folding import Facts, Results, fold, segments_of
+from sync_worker.errors import RejectionReason
+from sync_worker.events import Partition, Record, Rejection
+from sync_worker.failpoints import reach
+from sync_worker.intake import dead_letters, positions
+from sync_worker.intake.positions import Move
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What committed transactions came to."""
+
+    results: Results = field(default_factory=Counter)
+    rejected: list[tuple[Record, Rejection]] = field(default_factory=list)
+    records: int = 0
+    changes: int = 0
+    transactions: int = 0
+
+
+def commit(session: Session, records: Sequence[Record], before: Mapping[Partition, int], outcome: Outcome) -> None:
+    """Apply records in order, in as few transactions as the rules allow; `outcome` grows with each one that commits.
+
+    before: where the partitions stand. Raises positions.PositionsMoved where they don't, RetryableError in an outage; what
+    was not committed by then can be tried again.
+    """
+    at = dict(before)
+    while records:
+        with translated():
+            fan_out = apply.fan_out(session, segments_of(records))
+        facts = fold(records, fan_out)
+        part = records[: facts.consumed]
+        try:
+            _transaction(session, facts, part, at, outcome)
+        except DataRejected as refused:
+            _isolate(session, part, at, outcome, refused)
+        for record in part:
+            at[record.partition] = record.next_offset
+        records = records[facts.consumed :]
+
+
+def _transaction(
+    session: Session, facts: Facts, records: Sequence[Record], at: Mapping[Partition, int], outcome: Outcome
+) -> None:
+    after = {record.partition: record.next_offset for record in records}
+    moves = {partition: Move(at[partition], next_offset) for partition, next_offset in after.items()}
+    with translated(), session.transaction():
+        # 1. Whoever doesn't own the partitions any more stops here, before it holds up anybody.
+        positions.advance(session, moves)
+        reach("after_positions")
+        # 2. Facts, then rows, then outbox; methods under the exclusive lock, people under the shared one.
+        applied = methods.apply_methods(session, facts) if facts.methods else apply.apply_people(session, facts)
+        reach("after_rows")
+        # 3. What can't be applied is kept with what could.
+        rejected = facts.rejected + applied.rejected
+        dead_letters.keep(session, rejected)
+        reach("before_commit")
+    reach("after_commit")
+    outcome.records += len(records)
+    outcome.changes += applied.changes
+    outcome.transactions += 1
+    outcome.rejected += rejected
+    outcome.results += facts.results + applied.results
+
+
+def _isolate(
+    session: Session, records: Sequence[Record], at: Mapping[Partition, int], outcome: Outcome, refused: DataRejected
+) -> None:
+    """PostgreSQL refused the batch for its data: halve it until the record is alone, and reject that one (design §6)."""
+    if len(records) == 1:
+        (record,) = records
+        verdict = Rejection(RejectionReason.REJECTED_BY_DATABASE, str(refused))
+        commit(session, [Record(record.partition, record.next_offset, verdict, record.message)], at, outcome)
+        return
+    middle = len(records) // 2
+    commit(session, records[:middle], at, outcome)
+    commit(
+        session,
+        records[middle:],
+        dict(at) | {record.partition: record.next_offset for record in records[:middle]},
+        outcome,
+    )

@@ -1,0 +1,64 @@
+-- The outbox, read in numbered windows of snapshots (design §5).
+
+-- :name lease_hold
+-- By the database's clock alone. No row = somebody else leads. Only saves work: what keeps two leaders apart is Kafka's fencing.
+insert into relay_lease as l (holder, since, expires_at)
+values (%(holder)s, clock_timestamp(), clock_timestamp() + make_interval(secs => %(seconds)s))
+on conflict (one) do update set holder = excluded.holder, expires_at = excluded.expires_at,
+  since = case when l.holder = excluded.holder then l.since else excluded.since end
+where l.holder = excluded.holder or l.expires_at < clock_timestamp()
+returning true
+
+-- :name lease_release
+update relay_lease set expires_at = clock_timestamp() where holder = %(holder)s
+
+-- :name system_identifier
+select system_identifier::text from pg_control_system()
+
+-- :name window_last
+select number, from_snapshot::text, to_snapshot::text, system_identifier::text, published from relay_window order by number desc limit 1
+
+-- :name window_due
+-- Is anything committed that `from` doesn't hold? By two index ranges: never filtered up from xmin.
+select exists (select from outbox where xid >= pg_snapshot_xmax(%(from)s::pg_snapshot))
+    or exists (select from outbox where xid = any(array(select pg_snapshot_xip(%(from)s::pg_snapshot))))
+
+-- :name window_next
+-- A transaction of its own, with nothing before it that could draw an xid: this statement's snapshot is taken before its xid is assigned,
+-- so everything below to.xmax is below a flushed xid, also after a crash (without the row, a reused xid looked published).
+insert into relay_window (number, from_snapshot, to_snapshot, system_identifier)
+select %(number)s, %(from)s::pg_snapshot, pg_current_snapshot(), (select system_identifier from pg_control_system())
+returning to_snapshot::text
+
+-- :name window_published
+-- After Kafka's commit. A hint for `status`; the cursor record is the truth.
+update relay_window set published = true where number = %(number)s and not published
+
+-- :name window_forget
+delete from relay_window where number < %(number)s - 1
+
+-- :name window_rows
+-- In the order of ids, which per key is the order of commits. Two index ranges above from, and of those what `to` holds.
+select id, course_id, user_id, version, recorded_at, before_sources, before_hand, before_suspended, sources, hand, suspended,
+       cause_type::text, cause_event_id, cause_method_id, traceparent, dead_letter_id
+from outbox
+where (xid >= pg_snapshot_xmax(%(from)s::pg_snapshot) or xid = any(array(select pg_snapshot_xip(%(from)s::pg_snapshot))))
+  and pg_visible_in_snapshot(xid, %(to)s::pg_snapshot) and id > %(last)s
+order by id
+
+-- :name window_clean
+-- What the acknowledged `from` holds is published. In steps, by the index on xid; never by id, which doesn't say what is published.
+delete from outbox where ctid = any(array(
+  select ctid from outbox where xid < pg_snapshot_xmax(%(from)s::pg_snapshot)
+    and xid <> all(array(select pg_snapshot_xip(%(from)s::pg_snapshot))) order by xid limit %(n)s))
+returning dead_letter_id
+
+-- :name dead_letters
+select id, topic, partition, record_offset, record_timestamp_ms, key, value, header_names, header_values, reason, detail
+from dead_letter where id = any(%(ids)s::bigint[])
+
+-- :name dead_letter_truncated
+update dead_letter set truncated = true where id = %(id)s
+
+-- :name dead_letters_clean
+delete from dead_letter where id = any(%(ids)s::bigint[]) and not truncated

@@ -1,0 +1,107 @@
+"""One term of a relay: publishes windows with a producer whose transactional id nobody has taken since.
+
+A window ends with a cursor record that says it is complete, also where it turned out empty: the next one is numbered after it.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import structlog
+
+from sync_worker.failpoints import reach
+from sync_worker.outbox.cursor import Cursor
+from sync_worker.outbox.dead_letters import dead_letter_record
+from sync_worker.outbox.encoding import ChangeEncoder
+from sync_worker.outbox.publisher import Publisher, RecordTooLarge
+from sync_worker.outbox.windows import Row, Window, Windows
+from sync_worker.service.metrics import Metrics, Output, Step
+from sync_worker.settings import Settings
+
+ROWS_PER_TRANSACTION = 5000
+
+log = structlog.get_logger(__name__)
+
+Publication = tuple[str, bytes | None, bytes | None, Sequence[tuple[str, bytes | None]], object]
+
+
+class Term:
+    """Publishes windows, one after the other. Any fault ends the term."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        dead_letter_bytes: int,
+        windows: Windows,
+        publisher: Publisher,
+        encoder: ChangeEncoder,
+        metrics: Metrics,
+        too_large: set[int],
+    ) -> None:
+        """dead_letter_bytes: the dead-letter topic's limit. too_large: dead letters that the broker refused all the same; outlives the term."""
+        self._settings = settings
+        self._dead_letter_bytes = dead_letter_bytes
+        self._windows = windows
+        self._publisher = publisher
+        self._encoder = encoder
+        self._metrics = metrics
+        self._too_large = too_large
+        self._group = settings.consumer_group.encode()
+
+    def publish(self, window: Window, after_id: int) -> None:
+        """Everything of a window above `after_id`, in one or more Kafka transactions."""
+        chunks = self._windows.chunks(window, after_id, ROWS_PER_TRANSACTION)
+        chunk = next(chunks)
+        while True:
+            # A full chunk may have a successor; whether this one is the last must be known before its cursor is written.
+            following = next(chunks, None) if len(chunk) == ROWS_PER_TRANSACTION else None
+            self._publish_chunk(window, chunk, after_id, complete=following is None)
+            if following is None:
+                break
+            after_id, chunk = chunk[-1].id, following
+        self._windows.mark_published(window)
+        reach("relay_marked")
+        self._metrics.relay_window.set(window.number)
+
+    def _publish_chunk(self, window: Window, chunk: list[Row], after_id: int, *, complete: bool) -> None:
+        last_id = chunk[-1].id if chunk else after_id
+        cursor = Cursor(window.number, last_id, complete, window.system_identifier)
+        changes: Counter[str] = Counter()
+        started = time.perf_counter()
+        reach("relay_publishing")
+        try:
+            self._publisher.publish(
+                self._records(chunk, changes), (self._settings.cursor_topic, self._group, cursor.to_bytes())
+            )
+        except RecordTooLarge as refused:
+            if isinstance(refused.tag, int):
+                self._too_large.add(refused.tag)
+            raise
+        reach("relay_committed")
+        self._metrics.step_seconds.labels(Step.RELAY_PUBLISH).observe(time.perf_counter() - started)
+        published = changes.total()
+        for change, number in changes.items():
+            self._metrics.changes.labels(change).inc(number)
+        self._metrics.published.labels(Output.CHANGE).inc(published)
+        self._metrics.published.labels(Output.DEAD_LETTER).inc(len(chunk) - published)
+
+    def _records(self, chunk: list[Row], changes: Counter[str]) -> Iterator[Publication]:
+        topic = self._settings.changes_topic
+        encode = self._encoder.encode
+        ids = [row.dead_letter_id for row in chunk if row.dead_letter_id is not None]
+        dead_letters = self._windows.dead_letters(ids) if ids else {}
+        for row in chunk:
+            if row.change is not None:
+                encoded = encode(row.change)
+                changes[encoded.change] += 1
+                yield topic, encoded.key, encoded.value, encoded.headers, None
+            elif row.dead_letter_id is not None:
+                yield self._dead_letter(row.dead_letter_id, dead_letters[row.dead_letter_id])
+
+    def _dead_letter(self, id_: int, row: tuple[Any, ...]) -> Publication:
+        record = dead_letter_record(row, self._dead_letter_bytes, without_value=id_ in self._too_large)
+        if record.truncated:
+            self._windows.mark_truncated(id_)
+            log.warning("dead_letter_truncated", dead_letter_id=id_, bytes=len(row[6] or b""))
+        return self._settings.dead_letters_topic, record.key, record.value, record.headers, id_

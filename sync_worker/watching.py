@@ -1,0 +1,78 @@
+"""The watch: now and then asks the broker whether the input topics are still those that positions were made for.
+
+It feeds readiness and the lag metrics. It must never change anything, and an outage that it meets is only said.
+"""
+
+import threading
+
+import structlog
+
+from sync_worker.broker import Broker
+from sync_worker.database.sessions import ConnectionLost, Session, connect, translated
+from sync_worker.errors import RetryableError
+from sync_worker.events import Partition
+from sync_worker.intake import positions
+from sync_worker.service.health import Health
+from sync_worker.service.metrics import Metrics
+from sync_worker.settings import Settings
+
+LOOP = "watch"
+EVERY_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class Watching:
+    """The loop. Raises FatalError where a topic or the cluster was made anew (design §4)."""
+
+    def __init__(
+        self, settings: Settings, broker: Broker, health: Health, metrics: Metrics, stop: threading.Event
+    ) -> None:
+        self._settings = settings
+        self._broker = broker
+        self._health = health
+        self._metrics = metrics
+        self._stop = stop
+        self._session: Session | None = None
+
+    def run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._health.beat(LOOP)
+                self._look()
+                self._stop.wait(EVERY_S)
+        finally:
+            if self._session is not None:
+                self._session.close()
+
+    def _look(self) -> None:
+        try:
+            topics = self._broker.topics(self._settings.input_topics)
+            partitions = [Partition(topic, number) for topic in topics for number in range(topics[topic].partitions)]
+            ends = self._broker.stable_end(partitions)
+            if self._health.set_ready("broker", ok=True):
+                log.info("broker_back")
+            with translated():
+                session = self._open()
+                positions.check_topics(session, self._broker, self._settings.input_topics)
+                standing = positions.read(session, partitions)
+        except ConnectionLost as error:
+            # The applying thread says so, and has more to lose.
+            log.debug("watch_without_database", reason=str(error))
+            return
+        except RetryableError as error:
+            if self._health.set_ready("broker", ok=False, reason=str(error)):
+                log.error("broker_away", reason=str(error))
+            return
+        for partition, end in ends.items():
+            labels = (partition.topic, str(partition.number))
+            at = standing.get(partition)
+            if at is not None:
+                self._metrics.position.labels(*labels).set(at)
+                self._metrics.lag.labels(*labels).set(max(0, end - at))
+
+    def _open(self) -> Session:
+        if self._session is None or self._session.closed:
+            self._session = connect(self._settings.database_url.get_secret_value(), "watch")
+            self._session.execute("set search_path = sync_worker, pg_temp")
+        return self._session

@@ -1,0 +1,262 @@
+"""Composes the loops of one worker process and hands things between the rooms: intake → enrollment → outbox (design §1, §7).
+
+Each loop runs in a thread of its own with its own connection; all stop when one fails. Nothing has to be repaired after a
+worker that died at any point: positions, windows and cursor are transactional.
+"""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from urllib.parse import quote
+from uuid import uuid4
+
+import structlog
+from prometheus_client import CollectorRegistry
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
+
+from sync_worker import __version__, applying, backfilling, watching
+from sync_worker.applying import Applying
+from sync_worker.backfilling import Backfilling
+from sync_worker.broker import Broker
+from sync_worker.database.revision import check_revision
+from sync_worker.database.sessions import ConnectionLost, connect, translated
+from sync_worker.errors import RetryableError
+from sync_worker.events import RecordName
+from sync_worker.intake import consumer
+from sync_worker.intake.consumer import Intake
+from sync_worker.intake.decoding import Decoder
+from sync_worker.intake.handoff import Handoff
+from sync_worker.outbox import relay
+from sync_worker.outbox.encoding import ChangeEncoder
+from sync_worker.outbox.relay import Relay
+from sync_worker.schema.registry import Registry
+from sync_worker.schema.store import SchemaStore, load_schemas
+from sync_worker.schema.wire import confluent_prefix
+from sync_worker.service.health import Health
+from sync_worker.service.http import HttpServer, routes
+from sync_worker.service.logging import kafka_logger
+from sync_worker.service.metrics import Metrics
+from sync_worker.service.redaction import Redactor
+from sync_worker.settings import Settings
+from sync_worker.status import read_status
+from sync_worker.watching import Watching
+
+# How long a loop may be silent: longer than each of its waits is bounded to (statement_timeout, Kafka's request timeouts).
+_MAX_SILENCE_S = {
+    consumer.LOOP: 90.0,
+    applying.LOOP: 120.0,
+    backfilling.LOOP: 120.0,
+    relay.LOOP: 120.0,
+    watching.LOOP: 90.0,
+}
+_START_RETRY_S = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class Worker:
+    """One worker process. `run` blocks until SIGTERM or SIGINT, or `stop`, and raises what made a loop fail."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+        self._metrics = Metrics(CollectorRegistry())
+        self._health = Health(("database", "broker", "assignment"))
+        self._stop = threading.Event()
+        self._relay_stop = threading.Event()
+        self._abandon = threading.Event()
+        self._failures: list[BaseException] = []
+        self._threads: dict[str, threading.Thread] = {}
+        self.http: HttpServer | None = None
+
+    def stop(self) -> None:
+        """Finish the batch, commit, leave the group; `run` returns within the drain limit."""
+        self._stop.set()
+
+    def run(self) -> None:
+        settings = self._settings
+        logger = kafka_logger()
+        # What is wrong with settings or schemas is said before anything connects.
+        schemas = load_schemas(settings.schema_dir)
+        registry = (
+            Registry(
+                settings.schema_registry_url,
+                settings.schema_registry_user or None,
+                settings.schema_registry_password.get_secret_value() or None,
+            )
+            if settings.schema_registry_url
+            else None
+        )
+        decoder = Decoder(schemas, registry, self._records_by_topic())
+        self._take_signals()
+        broker = Broker(settings, logger=logger)
+        self.http = HttpServer(
+            settings.http_host,
+            settings.http_port,
+            routes(
+                self._health,
+                self._metrics.registry,
+                lambda: read_status(settings, broker),
+                Redactor(settings.secrets()),
+            ),
+        )
+        log.info(
+            "worker_starts",
+            version=__version__,
+            holder=self._holder,
+            http_port=self.http.port,
+            topics=settings.input_topics,
+        )
+        try:
+            if not self._wait_for_services(broker):
+                return
+            handoff = Handoff()
+            relay_loop = Relay(
+                settings,
+                broker,
+                lambda: self._encoder(schemas, registry),
+                self._holder,
+                self._health,
+                self._metrics,
+                self._relay_stop,
+                logger=logger,
+            )
+            url = settings.database_url.get_secret_value()
+            loops: dict[str, Callable[[], None]] = {
+                consumer.LOOP: Intake(
+                    settings, decoder, handoff, self._health, self._metrics, self._stop, logger=logger
+                ).run,
+                applying.LOOP: Applying(
+                    url,
+                    broker,
+                    settings.consumer_group,
+                    handoff,
+                    self._health,
+                    self._metrics,
+                    self._abandon,
+                    relay_loop.wake,
+                    self._topics_by_kind(),
+                ).run,
+                backfilling.LOOP: Backfilling(url, self._health, self._metrics, self._stop, relay_loop.wake).run,
+                relay.LOOP: relay_loop.run,
+                watching.LOOP: Watching(settings, broker, self._health, self._metrics, self._stop).run,
+            }
+            for name, loop in loops.items():
+                self._start(name, loop)
+            self._stop.wait()
+            self._shut_down(handoff)
+        finally:
+            self.http.close()
+            if registry is not None:
+                registry.close()
+        if self._failures:
+            raise self._failures[0]
+        log.info("worker_stopped")
+
+    def _start(self, name: str, loop: Callable[[], None]) -> None:
+        def body() -> None:
+            try:
+                loop()
+            except BaseException as error:  # noqa: BLE001 - kept and raised again by run(), in the main thread
+                self._failures.append(error)
+                self._stop.set()
+            finally:
+                self._health.finish(name)
+
+        self._health.register(name, _MAX_SILENCE_S[name])
+        self._threads[name] = threading.Thread(target=body, name=name, daemon=True)
+        self._threads[name].start()
+
+    def _shut_down(self, handoff: Handoff) -> None:
+        """In the order of the data: what was read is applied, what was applied is published, as far as the drain limit allows."""
+        limit_s = self._settings.drain_timeout_s
+        deadline = time.monotonic() + limit_s
+        log.info("worker_stopping", drain_timeout_s=limit_s, failed=bool(self._failures))
+        if self._failures:
+            self._abandon.set()
+        self._threads[consumer.LOOP].join(max(0.0, deadline - limit_s / 3 - time.monotonic()))
+        handoff.close()
+        self._threads[applying.LOOP].join(max(0.0, deadline - limit_s / 3 - time.monotonic()))
+        self._abandon.set()
+        self._relay_stop.set()
+        for thread in self._threads.values():
+            thread.join(max(0.1, deadline - time.monotonic()))
+        if left := [name for name, thread in self._threads.items() if thread.is_alive()]:
+            # Nothing is lost by it: what they were doing is committed or it isn't.
+            log.warning("drain_timeout", still_running=left)
+
+    def _wait_for_services(self, broker: Broker) -> bool:
+        """See that the database is migrated and the topics are there; an outage is waited for. False when stopped meanwhile."""
+        engine = create_engine(
+            "postgresql+psycopg://",
+            creator=lambda: connect(self._settings.database_url.get_secret_value(), "start", autocommit=False),
+            poolclass=NullPool,
+        )
+        while not self._stop.is_set():
+            try:
+                with translated(), engine.connect() as connection:
+                    check_revision(connection)
+                self._health.set_ready("database", ok=True)
+                broker.topics(
+                    [
+                        *self._settings.input_topics,
+                        self._settings.changes_topic,
+                        self._settings.dead_letters_topic,
+                        self._settings.cursor_topic,
+                    ]
+                )
+                self._health.set_ready("broker", ok=True)
+            except RetryableError as error:
+                self._health.set_ready(
+                    "database" if isinstance(error, ConnectionLost) else "broker", ok=False, reason=str(error)
+                )
+                log.warning("waiting_to_start", reason=str(error))
+                self._stop.wait(_START_RETRY_S)
+            else:
+                return True
+        return False
+
+    def _encoder(self, schemas: SchemaStore, registry: Registry | None) -> ChangeEncoder:
+        schema = schemas.current[RecordName.ENROLLMENT_CHANGED]
+        prefix = (
+            schema.single_object_prefix
+            if registry is None
+            else confluent_prefix(registry.register(self._settings.changes_topic, schema))
+        )
+        return ChangeEncoder(
+            schema.parsed, prefix=prefix, source=f"/sync-worker/{quote(self._settings.consumer_group, safe='')}"
+        )
+
+    def _records_by_topic(self) -> dict[str, frozenset[RecordName]]:
+        return {
+            topic: records
+            for topic, records in (
+                (self._settings.membership_topic, frozenset({RecordName.MEMBER_ADDED, RecordName.MEMBER_REMOVED})),
+                (self._settings.methods_topic, frozenset({RecordName.METHOD_CHANGED})),
+                (self._settings.sources_topic, frozenset({RecordName.SOURCE_CHANGED, RecordName.SUSPENSION_CHANGED})),
+            )
+            if topic
+        }
+
+    def _topics_by_kind(self) -> dict[str, str]:
+        return {
+            "membership": self._settings.membership_topic,
+            "method": self._settings.methods_topic,
+            "source": self._settings.sources_topic,
+            "suspension": self._settings.sources_topic,
+        }
+
+    def _take_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+
+        def on_signal(_number: int, _frame: FrameType | None) -> None:
+            self._stop.set()
+
+        signal.signal(signal.SIGTERM, on_signal)
+        signal.signal(signal.SIGINT, on_signal)
