@@ -1,0 +1,135 @@
+"""The command line as a user meets it before anything connects: help, wrong usage, wrong settings, and its speed."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = (("migrate",), ("run",), ("publish",), ("tail",), ("status",), ("topics",), ("topics", "create"))
+
+
+def sync_worker(*arguments: str, cwd: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run the real command in an empty folder, with only these settings."""
+    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("SYNC_WORKER_")}
+    environment |= {f"SYNC_WORKER_{name}": value for name, value in settings.items()}
+    environment["PYTHONPATH"] = str(ROOT)
+    return subprocess.run(
+        [sys.executable, "-m", "sync_worker", *arguments],
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_help_names_every_command(tmp_path: Path) -> None:
+    done = sync_worker("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for command in COMMANDS:
+        assert f"\n  {command[0]} " in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help(command: tuple[str, ...], tmp_path: Path) -> None:
+    done = sync_worker(*command, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Usage:" in done.stdout
+
+
+def test_help_comes_at_once(tmp_path: Path) -> None:
+    def seconds() -> float:
+        started = time.perf_counter()
+        sync_worker("--help", cwd=tmp_path)
+        return time.perf_counter() - started
+
+    # The fastest of several: other processes on this machine slow a start down, nothing speeds it up.
+    assert min(seconds() for _ in range(5)) < 1.0
+
+
+def test_help_imports_no_client(tmp_path: Path) -> None:
+    program = "import sys, sync_worker.cli.app; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    loaded = set(done.stdout.split())
+    assert not loaded & {
+        "confluent_kafka",
+        "psycopg",
+        "sqlalchemy",
+        "alembic",
+        "pydantic_settings",
+        "fastavro",
+        "waitress",
+    }
+
+
+def test_the_version_is_shown(tmp_path: Path) -> None:
+    done = sync_worker("--version", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.startswith("sync-worker ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("topics", "destroy"),
+        ("topics", "create", "--partitions", "0"),
+        ("topics", "create", "--replication-factor", "many"),
+        ("tail", "--no-such-option"),
+        ("publish", "one", "two"),
+        ("publish", "no-such-file.jsonl"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_code_2_and_no_traceback(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    done = sync_worker(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Error: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_wrong_settings_are_exit_code_2_all_named_and_no_traceback(tmp_path: Path) -> None:
+    done = sync_worker("run", cwd=tmp_path, HTTP_PORT="x", DATABASE_URL="mysql://worker:s3cr3t-w0rd@db/lms")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "error: 3 settings cannot be used:"
+    for name in ("KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL", "HTTP_PORT"):
+        assert f"\n  SYNC_WORKER_{name}: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "s3cr3t" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "needed"),
+    [
+        (("migrate",), {"DATABASE_URL"}),
+        (("topics", "create"), {"KAFKA_BOOTSTRAP_SERVERS"}),
+        (("publish",), {"KAFKA_BOOTSTRAP_SERVERS"}),
+        (("tail",), {"KAFKA_BOOTSTRAP_SERVERS"}),
+        (("run",), {"KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL"}),
+        (("status",), {"KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL"}),
+    ],
+)
+def test_a_command_asks_for_the_settings_it_needs(command: tuple[str, ...], needed: set[str], tmp_path: Path) -> None:
+    done = sync_worker(*command, cwd=tmp_path)
+    assert done.returncode == 2
+    named = {line.split(":")[0].strip().removeprefix("SYNC_WORKER_") for line in done.stderr.splitlines()[1:]}
+    assert named == needed
+
+
+def test_a_broker_that_is_not_there_is_exit_code_1_and_says_so(tmp_path: Path) -> None:
+    done = sync_worker("migrate", cwd=tmp_path, DATABASE_URL="postgresql://worker:s3cr3t-w0rd@127.0.0.1:1/lms")
+    assert done.returncode == 1
+    assert "127.0.0.1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "s3cr3t" not in done.stderr
