@@ -6,7 +6,7 @@ that it can't read: that one is named, and the next is read.
 
 import base64
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from io import BytesIO
 from typing import Any, Final, NamedTuple
 
@@ -55,7 +55,7 @@ def registry_of(settings: Settings) -> Registry | None:
 
 def tail(
     settings: Settings, *, dead_letters: bool = False, from_beginning: bool = False, until_end: bool = False
-) -> Iterator[Tailed]:
+) -> Generator[Tailed, None, None]:
     """Each record as it comes: a document, or the fault that kept it from being one.
 
     Starts at the end unless `from_beginning`; `until_end` stops at the end as it was at the start.

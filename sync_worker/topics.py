@@ -189,7 +189,7 @@ class _Cluster:
                     failed.append(f"{name}: {error.args[0].str()}")
         if failed:
             raise FatalError("these topics can't be made: " + "; ".join(failed))
-        self._wait_for({topic.name: topic.partitions for topic in topics if topic.name in made})
+        self._wait_for([topic.name for topic in topics])  # also for those that somebody else is making just now
         return made
 
     def configs(self, names: list[str]) -> dict[str, dict[str, str]]:
@@ -203,17 +203,15 @@ class _Cluster:
             raise self._faults.error("reading topics' settings", error) from error
         return found
 
-    def _wait_for(self, partitions: Mapping[str, int]) -> None:
+    def _wait_for(self, names: list[str]) -> None:
         """A topic that was just made is known to all brokers only a moment later, its leaders later still."""
         while True:
             found = self._metadata().topics
-            if all(
-                name in found and len([p for p in found[name].partitions.values() if p.leader >= 0]) == count
-                for name, count in partitions.items()
-            ):
+            leaders = {name: [each.leader for each in topic.partitions.values()] for name, topic in found.items()}
+            if all(leaders.get(name) and min(leaders[name]) >= 0 for name in names):
                 return
             if self._left() <= 1.0:
-                raise RetryableError(f"the topics {', '.join(partitions)} were made, but have no leaders yet")
+                raise RetryableError(f"the topics {', '.join(names)} were made, but have no leaders yet")
             time.sleep(0.05)
 
     def _metadata(self) -> Any:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import IO, Annotated
 
@@ -57,13 +57,15 @@ def tail(
     from sync_worker.tailing import tail as read  # noqa: PLC0415 - as above
 
     faults = 0
+    found = read(settings, dead_letters=dead_letters, from_beginning=from_beginning, until_end=until_end)
     try:
-        for one in read(settings, dead_letters=dead_letters, from_beginning=from_beginning, until_end=until_end):
-            if isinstance(one, Fault):
-                faults += 1
-                warn(f"{one.where}: {one.why}")
-            else:
-                print_json(one)
+        with closing(found):
+            for one in found:
+                if isinstance(one, Fault):
+                    faults += 1
+                    warn(f"{one.where}: {one.why}")
+                else:
+                    print_json(one)
     except KeyboardInterrupt:  # how one ends it
         pass
     except BrokenPipeError:

@@ -20,7 +20,7 @@ def run() -> None:
     except SettingsError:
         raise
     except SyncWorkerError as error:
-        log.error("stopped", kind=type(error).__name__, reason=str(error))  # noqa: TRY400 - expected: no traceback
+        log.error("stopped", kind=type(error).__name__, reason=str(error))
         raise typer.Exit(ERROR) from error
     except Exception as error:
         log.critical("stopped_by_defect", exc_info=True)
