@@ -104,7 +104,7 @@ def registry(directory: Path) -> Registry:
     """Apicurio Registry, with its data in a file."""
     home = directory / "registry"
     home.mkdir(exist_ok=True)
-    (port,) = kept_ports(home, 1)
+    port, management_port = kept_ports(home, 2)
     program = fetch.registry_directory() / "quarkus-run.jar"
     # Without WRITE_DELAY=0 a kill loses what was registered in the last second.
     database = f"jdbc:h2:file:{home / 'data'};WRITE_DELAY=0"
@@ -115,6 +115,9 @@ def registry(directory: Path) -> Registry:
             "-Xmx256m",
             f"-Dquarkus.http.host={HOST}",
             f"-Dquarkus.http.port={port}",
+            # Otherwise at port 9000 of every address, where a second registry finds it taken.
+            f"-Dquarkus.management.host={HOST}",
+            f"-Dquarkus.management.port={management_port}",
             f"-Dapicurio.datasource.url={database}",
             "-Dquarkus.log.level=WARN",
             "-Dquarkus.banner.enabled=false",

@@ -6,9 +6,9 @@ It must never leave a process or a temporary directory behind, unless it is told
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from enum import StrEnum
@@ -44,16 +44,33 @@ class Stack:
     """Kafka and PostgreSQL, and a schema registry when asked for. Make one with `Stack.start`."""
 
     def __init__(
-        self, kind: Kind, directory: Path, *, kafka: Kafka, postgres: Postgres, temporary: bool, keep: bool
+        self,
+        kind: Kind,
+        directory: Path,
+        *,
+        kafka_properties: Mapping[str, str],
+        postgres_parameters: Mapping[str, str],
+        durable: bool,
+        temporary: bool,
+        keep: bool,
     ) -> None:
         self.kind = kind
         self.directory = directory
-        self.kafka = kafka
-        self.postgres = postgres
         self._registry: Registry | None = None
         self._temporary = temporary
         self._keep = keep
+        # Before there is anything to leave behind.
         self._watchdog = _watchdog(directory, temporary=temporary) if kind is Kind.NATIVE else None
+        try:
+            directory.mkdir(mode=0o700 if temporary else 0o777, parents=not temporary, exist_ok=not temporary)
+            (directory / reaper.PIDS).mkdir(exist_ok=True)
+            self.kafka = _kafka(kind, directory, kafka_properties)
+            self.postgres = _postgres(kind, directory, postgres_parameters, durable=durable)
+        except BaseException:
+            if temporary:
+                reaper.remove(directory)
+            self._dismiss_watchdog()
+            raise
 
     @classmethod
     def start(
@@ -81,18 +98,18 @@ class Stack:
             native.fetch_programs(with_registry=registry)
         if chosen is Kind.DOCKER and keep:
             docker_stack.keep_after_exit()
-        place = _run_directory(directory)
-        try:
-            kafka = _kafka(chosen, place, kafka_properties or {})
-            postgres = _postgres(chosen, place, postgres_parameters or {}, durable=durable)
-            stack = cls(chosen, place, kafka=kafka, postgres=postgres, temporary=directory is None, keep=keep)
-        except BaseException:
-            if directory is None:
-                reaper.remove(place)
-            raise
+        stack = cls(
+            chosen,
+            (directory or _temporary_name()).resolve(),
+            kafka_properties=kafka_properties or {},
+            postgres_parameters=postgres_parameters or {},
+            durable=durable,
+            temporary=directory is None,
+            keep=keep,
+        )
         try:
             if registry:
-                stack._registry = _registry(chosen, place)
+                stack._registry = _registry(chosen, stack.directory)
             _start(stack._parts, timeout_s)
         except BaseException:
             stack.close()
@@ -162,15 +179,9 @@ class Stack:
         return parts if self._registry is None else [*parts, self._registry]
 
 
-def _run_directory(directory: Path | None) -> Path:
-    if directory is None:
-        place = Path(tempfile.mkdtemp(prefix="devstack-", dir=native_postgres.default_parent()))
-    else:
-        place = directory.absolute()
-        place.mkdir(parents=True, exist_ok=True)
-    place = place.resolve()
-    (place / reaper.PIDS).mkdir(exist_ok=True)
-    return place
+def _temporary_name() -> Path:
+    """A name only: the watchdog must know it before it exists, so it can't be `tempfile.mkdtemp` that makes it."""
+    return native_postgres.default_parent() / f"devstack-{secrets.token_hex(6)}"
 
 
 def _kafka(kind: Kind, directory: Path, properties: Mapping[str, str]) -> Kafka:

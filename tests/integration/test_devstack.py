@@ -256,6 +256,17 @@ def test_schemas_survive_a_kill_of_the_registry(stack: Stack) -> None:
     assert stack.environment()["SYNC_WORKER_SCHEMA_REGISTRY_URL"] == url
 
 
+def test_stacks_run_side_by_side() -> None:
+    with (
+        ThreadPoolExecutor(2) as pool,
+        pool.submit(Stack.start, kind="native", registry=True).result() as one,
+        pool.submit(Stack.start, kind="native", registry=True).result() as other,
+    ):
+        assert set(one.environment().values()).isdisjoint(other.environment().values())
+        call_registry(f"{one.registry.url}/subjects/thing/versions", {"schema": '"string"'})
+        assert call_registry(f"{other.registry.url}/subjects") == []
+
+
 def test_a_server_that_cannot_start_is_told_with_its_log_and_leaves_nothing(folder: Path) -> None:
     with pytest.raises(DevstackError, match=r'postgres: ended(?s:.*)unrecognized configuration parameter "nonsense"'):
         Stack.start(kind="native", directory=folder, postgres_parameters={"nonsense": "1"})
