@@ -25,12 +25,13 @@ def status(
     if as_json:
         print_json(document, indent=2)
     else:
-        _show(document)
+        show(document)
     if check and document.get("settled") is not True:
         raise typer.Exit(FOUND)
 
 
-def _show(document: Mapping[str, Any]) -> None:
+def show(document: Mapping[str, Any]) -> None:
+    """Print the document as tables; parts that are missing are left out, parts unknown here are listed by name."""
     say("settled" if document.get("settled") is True else "not settled")
     facts = [
         pair for key, value in document.items() if key != "settled" and key not in _LISTS for pair in _facts(key, value)
@@ -45,7 +46,9 @@ def _show(document: Mapping[str, Any]) -> None:
 def _facts(name: str, value: object) -> list[tuple[str, object]]:
     """A value as lines; of something nested each part under its own name."""
     if isinstance(value, Mapping):
-        return [pair for key, part in value.items() for pair in _facts(f"{name} {key}", part)] or [(name, None)]
+        return [pair for key, part in value.items() for pair in _facts(f"{name} {key}", part)] or [
+            (name.replace("_", " "), None)
+        ]
     if isinstance(value, list):
         return [pair for number, part in enumerate(value) for pair in _facts(f"{name} {number}", part)]
     return [(name.replace("_", " "), value)]

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from sync_worker.topics import create_topics
 ROOT = Path(__file__).parents[2]
 SEGMENT, USER, COURSE = (str(uuid4()) for _ in range(3))
 ADDED = {"type": "SegmentMemberAdded", "segment_id": SEGMENT, "user_id": USER}
+SCHEMAS = load_schemas()
 NOTHING: dict[str, Any] = {
     "status": "ABSENT", "roles": [], "groups": [], "suspended_in_course": False, "sources": [],
 }  # fmt: skip
@@ -108,7 +110,7 @@ def changed(version: int, change: str = "UPDATED", course: str = COURSE) -> dict
 
 
 def encoded(datum: dict[str, Any], name: RecordName = RecordName.ENROLLMENT_CHANGED) -> bytes:
-    schema = load_schemas().current[name]
+    schema = SCHEMAS.current[name]
     value = BytesIO()
     schemaless_writer(value, schema.parsed, datum)
     return schema.single_object_prefix + value.getvalue()
@@ -150,6 +152,27 @@ def test_a_bad_line_is_named_and_nothing_after_it_is_lost(commands: Commands, tm
     assert last == "3 published, 2 invalid"
     assert "Traceback" not in done.stderr
     assert len(records_of(commands.settings, commands.settings.membership_topic)) == 3
+
+
+def test_progress_is_shown_on_a_terminal(commands: Commands, tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_text((json.dumps(ADDED) + "\n") * 20)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sync_worker", "publish", str(file)],
+        env={**commands.environment, "TERM": "xterm"}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            shown += chunk
+    except OSError:  # how a terminal ends when its last writer is gone
+        pass
+    os.close(ours)
+    assert process.wait(60) == 0
+    assert b"publishing" in shown
+    assert b"20 published" in shown
 
 
 def test_a_line_without_a_topic_to_go_to_makes_none(commands: Commands) -> None:

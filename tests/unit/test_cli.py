@@ -1,5 +1,6 @@
-"""The command line as a user meets it before anything connects: help, wrong usage, wrong settings, and its speed."""
+"""The command line as a user meets it before anything connects: help, wrong usage, wrong settings, words and tables."""
 
+import io
 import os
 import subprocess
 import sys
@@ -7,6 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+
+from sync_worker.cli.console import print_table, run
+from sync_worker.cli.status import show
+from sync_worker.errors import RetryableError, SettingsError
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (("migrate",), ("run",), ("publish",), ("tail",), ("status",), ("topics",), ("topics", "create"))
@@ -133,3 +138,83 @@ def test_a_broker_that_is_not_there_is_exit_code_1_and_says_so(tmp_path: Path) -
     assert "127.0.0.1" in done.stderr
     assert "Traceback" not in done.stderr
     assert "s3cr3t" not in done.stderr
+
+
+def raising(error: BaseException) -> object:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (SettingsError("two lines\n  of it"), 2, "error: two lines\n  of it\n"),
+        (RetryableError("Kafka is away\x1b[2K"), 1, "error: Kafka is away\\x1b[2K\n"),
+        (RetryableError("postgresql://worker:word@db"), 1, "error: postgresql://worker:***@db\n"),
+        (SystemExit(3), 3, ""),
+        (SystemExit(130), 1, "error: interrupted\n"),
+    ],
+)
+def test_an_expected_error_is_a_message_and_an_exit_code(
+    error: BaseException, code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(lambda: raising(error)) == code
+    assert capsys.readouterr().err == words
+
+
+def test_a_defect_is_told_with_its_traceback_but_without_secrets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(lambda: raising(ValueError("postgresql://worker:word@db"))) == 1
+    shown = capsys.readouterr().err
+    assert "ValueError: postgresql://worker:***@db" in shown
+    assert shown.endswith("please report it with the lines above\n")
+
+
+def test_a_table_is_lines_with_tabs_when_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("Lag", ("topic", "lag"), [("segments\x1b[31m", 3), ("methods", None)])
+    assert capsys.readouterr().out == "Lag\ntopic\tlag\nsegments\\x1b[31m\t3\nmethods\t-\n\n"
+
+
+def test_a_table_is_drawn_on_a_terminal_and_takes_no_orders_from_its_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    print_table("Lag", ("topic", "lag"), [("[red]methods[/red]\x1b[2K", 3)])
+    shown = terminal.getvalue()
+    assert "[red]methods[/red]\\x1b[2K" in shown
+    assert "\t" not in shown
+
+
+def test_status_is_shown_as_far_as_it_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    show(
+        {
+            "settled": False,
+            "outbox": {"unpublished": 3, "oldest_age_s": None},
+            "dead_letters": {"by_reason": {}},
+            "leader": None,
+            "lag": [{"topic": "segments.membership", "lag": 7, "later": 1}],
+            "backfills": [],
+            "what_comes_later": [{"a": 1}, 2],
+        }
+    )
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "not settled"
+    for line in (
+        "outbox unpublished\t3",
+        "outbox oldest age s\t-",
+        "dead letters by reason\t-",
+        "leader\t-",
+        "what comes later 0 a\t1",
+        "what comes later 1\t2",
+        "segments.membership\t-\t-\t-\t7",
+    ):
+        assert line in shown
+    assert "Backfills" not in shown
+
+
+def test_a_status_of_nothing_is_not_settled(capsys: pytest.CaptureFixture[str]) -> None:
+    show({})
+    assert capsys.readouterr().out.splitlines()[0] == "not settled"

@@ -1,0 +1,58 @@
+"""Kafka's errors as the worker's own: an outage is waited for, a refusal stops, and both say why."""
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from sync_worker.errors import FatalError, RetryableError, SyncWorkerError
+from sync_worker.kafka_errors import KafkaFaults
+
+TRANSPORT, ALL_DOWN, AUTHENTICATION, TIMED_OUT = (
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._AUTHENTICATION,
+    KafkaError._TIMED_OUT,
+)
+
+
+def said(*before: KafkaError) -> KafkaFaults:
+    faults = KafkaFaults("broker.example:9092")
+    for error in before:
+        faults.config["error_cb"](error)
+    return faults
+
+
+@pytest.mark.parametrize("code", [TRANSPORT, ALL_DOWN, TIMED_OUT])
+def test_a_broker_that_does_not_answer_is_an_outage_with_the_reason_heard_before(code: int) -> None:
+    faults = said(KafkaError(TRANSPORT, "connection refused"), KafkaError(ALL_DOWN, "1/1 brokers are down"))
+    error = faults.error("creating topics", KafkaException(KafkaError(code, "timed out")))
+    assert isinstance(error, RetryableError)
+    assert str(error) == "creating topics: Kafka at broker.example:9092 does not answer (connection refused)"
+
+
+def test_a_refused_login_is_no_outage_though_it_ends_in_a_timeout() -> None:
+    faults = said(KafkaError(AUTHENTICATION, "invalid credentials"), KafkaError(ALL_DOWN))
+    error = faults.error("reading x", KafkaError(TIMED_OUT))
+    assert isinstance(error, FatalError)
+    assert "refused the login: invalid credentials" in str(error)
+
+
+def test_what_is_not_allowed_is_named() -> None:
+    error = said().error("reading x", KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))
+    assert isinstance(error, FatalError)
+    assert "not allowed to use this topic" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("failed", "kind"),
+    [
+        (KafkaError(KafkaError.NOT_ENOUGH_REPLICAS, None, False, True), RetryableError),
+        (KafkaError(KafkaError.POLICY_VIOLATION), FatalError),
+        (ValueError("nonsense"), FatalError),
+    ],
+)
+def test_any_other_error_is_an_outage_only_if_kafka_says_so(
+    failed: KafkaError | Exception, kind: type[SyncWorkerError]
+) -> None:
+    error = said().error("reading x", failed)
+    assert type(error) is kind
+    assert str(error).startswith("reading x: ")
