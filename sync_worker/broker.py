@@ -38,7 +38,7 @@ class TopicFacts(NamedTuple):
 class Broker:
     """Questions to the broker, each answered within `timeout_s` or not at all."""
 
-    def __init__(self, settings: Settings, *, logger: Any = None, timeout_s: float = REQUEST_TIMEOUT_S) -> None:  # noqa: ANN401
+    def __init__(self, settings: Settings, *, logger: Any = None, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
         self._faults = KafkaFaults(settings.kafka_bootstrap_servers)
         config = settings.kafka_client_config() | self._faults.config
         if logger is not None:

@@ -143,7 +143,7 @@ class Record:
 
     def __init__(
         self, partition: Partition, next_offset: int, content: "Event | Rejection | None", message: Any = None
-    ) -> None:  # noqa: ANN401 - a confluent_kafka.Message, which only intake may know
+    ) -> None:
         self.partition = partition
         self.next_offset = next_offset
         self.content = content

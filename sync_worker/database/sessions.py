@@ -52,7 +52,7 @@ class Contention(RetryableError):
     """A lock was not to be had in time, a deadlock, or a serialization failure: the transaction did not happen."""
 
 
-class DataRejected(Exception):  # noqa: N818 - a verdict on data, not a fault of the worker
+class DataRejected(Exception):
     """PostgreSQL refused a statement for its data (SQLSTATE class 22 or 23): some record can't be stored."""
 
 
@@ -165,7 +165,7 @@ def _with_settings(session: Session, settings: dict[str, str]) -> Session:
     return session
 
 
-def _one(cursor: psycopg.Cursor[TupleRow]) -> Any:  # noqa: ANN401 - whatever the one column holds
+def _one(cursor: psycopg.Cursor[TupleRow]) -> Any:
     row = cursor.fetchone()
     if row is None:
         raise FatalError("PostgreSQL gave no row where there is always one; this is a bug, please report it")

@@ -7,12 +7,14 @@ already folded belongs to a later transaction, where the first one stands in the
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from sync_worker.events import Event, Membership, Method, Record, Rejection, Source, Suspension
 
 # A transaction that touches more (course, user) pairs would be a long one for everybody else (design §3).
 MAX_PAIRS = 20_000
+
+_Key = TypeVar("_Key", bytes, tuple[bytes, str])
 
 Results = Counter[tuple[str, str]]
 """How many records of a kind (membership, source, suspension, method, any) had a result; see service/metrics.py."""
@@ -30,6 +32,8 @@ class Facts:
     sources: dict[tuple[bytes, str], int] = field(default_factory=dict)
     suspensions: dict[bytes, int] = field(default_factory=dict)
     methods: dict[bytes, int] = field(default_factory=dict)
+    # Records that a newer one of the same batch put aside: never applied, but they may still contradict what is stored.
+    displaced: dict[str, list[int]] = field(default_factory=dict)
     rejected: list[tuple[Record, Rejection]] = field(default_factory=list)
     results: Results = field(default_factory=Counter)
     consumed: int = 0
@@ -40,16 +44,18 @@ def segments_of(records: Sequence[Record]) -> list[bytes]:
     return list({record.content[0] for record in records if type(record.content) is Membership})
 
 
-def fold(records: Sequence[Record], fan_out: Mapping[bytes, int], max_pairs: int = MAX_PAIRS) -> Facts:
+def fold(  # noqa: PLR0912 - the one loop over nearly all records, spelled out for speed
+    records: Sequence[Record], fan_out: Mapping[bytes, int], max_pairs: int = MAX_PAIRS
+) -> Facts:
     """The facts of as many records as one transaction may take, at least one.
 
     fan_out: how many methods each segment has; what is missing counts as none.
     """
     facts = Facts(records)
     memberships = facts.memberships
-    pairs = repeated = superseded = 0
+    pairs = repeated = stale = 0
     n = 0
-    for n, record in enumerate(records):  # noqa: B007 - where it stops is the result
+    for n, record in enumerate(records):
         event = record.content
         if type(event) is Membership:  # nearly all records: spelled out
             key = event[0] + event[1]
@@ -62,10 +68,10 @@ def fold(records: Sequence[Record], fan_out: Mapping[bytes, int], max_pairs: int
                 continue
             first: Any = records[held].content
             if event.version > first.version:
+                facts.displaced.setdefault("membership", []).append(held)
                 memberships[key] = n
-                superseded += 1
             elif event.version < first.version:
-                superseded += 1
+                stale += 1
             elif event.is_member == first.is_member:
                 repeated += 1
             else:
@@ -81,8 +87,8 @@ def fold(records: Sequence[Record], fan_out: Mapping[bytes, int], max_pairs: int
     facts.consumed = n
     if repeated:
         facts.results["membership", "repeated"] += repeated
-    if superseded:
-        facts.results["membership", "superseded"] += superseded
+    if stale:
+        facts.results["membership", "stale"] += stale
     return facts
 
 
@@ -95,38 +101,31 @@ def _fold_other(facts: Facts, n: int, event: Event) -> bool:
         return True
     if facts.methods:
         return False
-    held: dict[Any, int]
-    key: object
     if isinstance(event, Source):
-        kind, held, key, content = (
-            "source",
-            facts.sources,
-            (event.course_id + event.user_id, event.source),
-            _source_content,
-        )
-    elif isinstance(event, Suspension):
-        kind, held, key, content = "suspension", facts.suspensions, event.course_id + event.user_id, _suspension_content
-    else:
-        raise TypeError(f"a {type(event).__name__} is folded by the caller")
+        return _fold_into(facts, "source", facts.sources, (event.course_id + event.user_id, event.source), n)
+    if isinstance(event, Suspension):
+        return _fold_into(facts, "suspension", facts.suspensions, event.course_id + event.user_id, n)
+    raise TypeError(f"a {type(event).__name__} is folded by the caller")
+
+
+def _fold_into(facts: Facts, kind: str, held: dict[_Key, int], key: _Key, n: int) -> bool:
     if key not in held:
         held[key] = n
         return True
+    event: Any = facts.records[n].content
     first: Any = facts.records[held[key]].content
     if event.version > first.version:
+        facts.displaced.setdefault(kind, []).append(held[key])
         held[key] = n
-        facts.results[kind, "superseded"] += 1
     elif event.version < first.version:
-        facts.results[kind, "superseded"] += 1
-    elif content(event) == content(first):
+        facts.results[kind, "stale"] += 1
+    elif _content(event) == _content(first):
         facts.results[kind, "repeated"] += 1
     else:
         return False
     return True
 
 
-def _source_content(event: Any) -> object:  # noqa: ANN401 - a Source, chosen together with its kind
-    return event.status, event.role
-
-
-def _suspension_content(event: Any) -> object:  # noqa: ANN401 - a Suspension, chosen together with its kind
-    return event.suspended
+def _content(event: Source | Suspension) -> object:
+    """What two events of one version must agree on, beside their entity (contract §2)."""
+    return (event.status, event.role) if isinstance(event, Source) else event.suspended

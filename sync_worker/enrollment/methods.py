@@ -117,21 +117,21 @@ def _verdict(before: _Stored | None, event: Method) -> str | Rejection:
             RejectionReason.VERSION_CONFLICT,
             f"version {event.version} of method {method} was applied with other content; a change needs a higher version",
         )
+    never = _never_valid(before, event, method)
+    return "applied" if never is None else Rejection(RejectionReason.INVALID_EVENT, never)
+
+
+def _never_valid(before: _Stored, event: Method, method: str) -> str | None:
+    """What contract §2 rules out for any later version of a method."""
     for name, old, new in (
         ("course_id", text_of(before.course_id), text_of(event.course_id)),
         ("kind", before.kind, event.kind),
     ):
         if old != new:
-            return Rejection(
-                RejectionReason.INVALID_EVENT,
-                f"{name} of method {method} never changes: it is {old}, the event says {new}; another {name} needs a new method_id",
-            )
+            return f"{name} of method {method} never changes: it is {old}, the event says {new}; another {name} needs a new method_id"
     if before.deleted and not event.deleted:
-        return Rejection(
-            RejectionReason.INVALID_EVENT,
-            f"method {method} was deleted, which is final: a new method takes a new method_id",
-        )
-    return "applied"
+        return f"method {method} was deleted, which is final: a new method takes a new method_id"
+    return None
 
 
 def _people_at_once(session: Session, before: _Stored | None, event: Method, room: int) -> list[bytes]:

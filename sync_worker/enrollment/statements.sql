@@ -27,10 +27,11 @@ select count(*), array_agg(segment_id), array_agg(user_id) from changed
 
 -- :name memberships_unchanged
 -- Why the statement above left rows alone: 0 = a newer version is there (stale), 1 = a repetition, 2 = same version, other content.
--- The rows are locked, so a later statement may look. `offset 0`: a look-up per entry, whatever the planner believes.
+-- A later statement than the one that locked the rows. `offset 0`: a look-up per entry, whatever the planner believes.
 select t.n, case when s.version > t.version then 0 when s.is_member = t.is_member then 1 else 2 end
 from unnest(%(segments)s::uuid[], %(users)s::uuid[], %(members)s::bool[], %(versions)s::bigint[], %(ordinals)s::int[]) t(segment_id, user_id, is_member, version, n),
 lateral (select * from membership s where s.segment_id = t.segment_id and s.user_id = t.user_id offset 0) s
+where s.version >= t.version
 
 -- :name sources
 -- The same for (course, user, source).
@@ -49,6 +50,7 @@ select t.n, case when s.version > t.version then 0 when (s.status, s.role) is no
 from unnest(%(courses)s::uuid[], %(users)s::uuid[], %(names)s::text[], %(statuses)s::text[], %(roles)s::text[], %(versions)s::bigint[], %(ordinals)s::int[])
   t(course_id, user_id, source, status, role, version, n),
 lateral (select * from source s where s.course_id = t.course_id and s.user_id = t.user_id and s.source = t.source offset 0) s
+where s.version >= t.version
 
 -- :name suspensions_known
 -- Which of these say nothing newer than the row. Read without a lock, and never trusted for what is written: `converge` compares again.
@@ -62,6 +64,7 @@ where e.suspension_version >= t.version
 select t.n, case when e.suspension_version > t.version then 0 when e.suspended = t.suspended then 1 else 2 end
 from unnest(%(courses)s::uuid[], %(users)s::uuid[], %(suspended)s::bool[], %(versions)s::bigint[], %(ordinals)s::int[]) t(course_id, user_id, suspended, version, n),
 lateral (select * from enrollment e where e.course_id = t.course_id and e.user_id = t.user_id offset 0) e
+where e.suspension_version >= t.version
 
 -- :name methods_before
 -- Under the exclusive lock nobody else changes a method.

@@ -19,7 +19,7 @@ from sync_worker.errors import FatalError, InvalidRecord, RetryableError
 from sync_worker.events import Partition, Record, Rejection
 from sync_worker.failpoints import reach
 from sync_worker.intake.decoding import Decoder
-from sync_worker.intake.handoff import Batch, Committed, Establish, Established, Handoff, Rewound
+from sync_worker.intake.handoff import Batch, Committed, Establish, Established, Handoff
 from sync_worker.intake.rejections import RejectionGuard
 from sync_worker.kafka_errors import KafkaFaults
 from sync_worker.service.health import Health
@@ -52,7 +52,7 @@ class _Lane:
     blocked: bool = False  # too many rejections: an operator must look
 
 
-class _Rejoin(Exception):  # noqa: N818 - not a fault: start again with a new consumer
+class _Rejoin(Exception):
     """What this consumer has fetched can't be used any more."""
 
 
@@ -247,7 +247,7 @@ class Intake:
             content: Any = None
         else:
             try:
-                content = self._decoder.decode(lane.partition.topic, value, message.headers())
+                content = self._decoder.decode(lane.partition.topic, value, message.headers())  # type: ignore[arg-type]  # a list
             except InvalidRecord as verdict:
                 content = Rejection(verdict.reason, verdict.detail)
             except RetryableError as error:
@@ -265,9 +265,7 @@ class Intake:
         for lane in list(self._lanes.values()):
             if not lane.waiting or lane.blocked or self._clock() < lane.retry_at:
                 continue
-            while lane.waiting and not lane.blocked and self._take_message(lane, lane.waiting[0]):
-                lane.waiting.popleft()
-                lane.retry_after_s = RETRY_DECODING_S[0]
+            self._take_waiting(lane)
             if lane.waiting:
                 lane.retry_after_s = min(lane.retry_after_s * 2, RETRY_DECODING_S[1])
                 lane.retry_at = self._clock() + lane.retry_after_s
@@ -278,6 +276,13 @@ class Intake:
                 consumer.resume([TopicPartition(*lane.partition)])
             elif lane.blocked:
                 consumer.pause([TopicPartition(*lane.partition)])
+
+    def _take_waiting(self, lane: _Lane) -> None:
+        while lane.waiting:
+            if lane.blocked or not self._take_message(lane, lane.waiting[0]):
+                return
+            lane.waiting.popleft()
+            lane.retry_after_s = RETRY_DECODING_S[0]
 
     def _block(self, lane: _Lane) -> None:
         """More than half of many records can't be applied: rather a publisher's mistake than all of them garbage (design §6)."""
@@ -293,7 +298,8 @@ class Intake:
             )
 
     def _take_error(self, message: Message, error: KafkaError) -> None:
-        where = Partition(message.topic() or "", message.partition() if message.partition() is not None else -1)
+        number = message.partition()
+        where = Partition(message.topic() or "", -1 if number is None else number)
         code = error.code()
         if code in {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}:
             lane = self._lanes.get(where)
@@ -311,7 +317,7 @@ class Intake:
         if error.fatal():
             raise _Rejoin(error.str())
         failure = self._faults.error("reading the input topics", error)
-        if isinstance(failure, FatalError) and not error.retriable() and code not in {KafkaError._MAX_POLL_EXCEEDED}:
+        if isinstance(failure, FatalError) and not error.retriable() and code != KafkaError._MAX_POLL_EXCEEDED:
             raise failure
         log.warning("broker_trouble", partition=str(where), reason=str(failure))
 
@@ -323,7 +329,7 @@ class Intake:
                 self._to_commit.update(reply.positions)
             elif isinstance(reply, Established):
                 self._start_lanes(consumer, reply)
-            elif isinstance(reply, Rewound) and any(partition in self._lanes for partition in reply.partitions):
+            elif any(partition in self._lanes for partition in reply.partitions):  # Rewound
                 raise _Rejoin(f"positions of {', '.join(map(str, reply.partitions))} were set back")
 
     def _start_lanes(self, consumer: Consumer, reply: Established) -> None:
@@ -365,7 +371,10 @@ class Intake:
         if not offsets:
             return
         try:
-            consumer.commit(offsets=offsets, asynchronous=not wait)
+            if wait:
+                consumer.commit(offsets=offsets, asynchronous=False)
+            else:
+                consumer.commit(offsets=offsets)
         except KafkaException as error:
             log.info("kafka_commit_refused", reason=str(error.args[0]))
 

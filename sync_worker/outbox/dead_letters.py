@@ -22,7 +22,7 @@ class DeadLetterRecord(NamedTuple):
 
 
 def dead_letter_record(row: tuple[Any, ...], max_bytes: int, *, without_value: bool = False) -> DeadLetterRecord:
-    """The record for a row of `dead_letter`; without its value, and if need be its own headers and key, where it is larger than `max_bytes`."""
+    """The record for a row of `dead_letter`; where it is larger than `max_bytes` without its value, if need be headers and key."""
     _, topic, partition, offset, timestamp_ms, key, value, names, values, reason, detail = row
     own: list[Header] = list(zip(names, values, strict=True))
     why: list[Header] = [

@@ -31,7 +31,7 @@ class RecordTooLarge(RetryableError):
 class Publisher:
     """One producer with the group's transactional id. Making it fences whoever had that id before."""
 
-    def __init__(self, config: Mapping[str, Any], group: str, address: str, *, logger: Any = None) -> None:  # noqa: ANN401
+    def __init__(self, config: Mapping[str, Any], group: str, address: str, *, logger: Any = None) -> None:
         self._faults = KafkaFaults(address)
         settings = dict(config) | self._faults.config
         settings |= {
@@ -98,7 +98,7 @@ class Publisher:
         except KafkaException as error:
             log.info("abort_refused", reason=str(error.args[0]))
 
-    def _watch(self, tag: object) -> Any:  # noqa: ANN401 - a delivery callback
+    def _watch(self, tag: object) -> Any:
         def delivered(error: KafkaError | None, _message: Message) -> None:
             if error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
                 self._refused.append(tag)

@@ -50,7 +50,7 @@ class Relay:
         metrics: Metrics,
         stop: threading.Event,
         *,
-        logger: Any = None,  # noqa: ANN401 - librdkafka's
+        logger: Any = None,
     ) -> None:
         self._settings = settings
         self._broker = broker

@@ -39,7 +39,7 @@ class Term:
         metrics: Metrics,
         too_large: set[int],
     ) -> None:
-        """dead_letter_bytes: the dead-letter topic's limit. too_large: dead letters that the broker refused all the same; outlives the term."""
+        """dead_letter_bytes: the topic's limit. too_large: dead letters that the broker refused all the same; outlives the term."""
         self._settings = settings
         self._dead_letter_bytes = dead_letter_bytes
         self._windows = windows

@@ -100,7 +100,7 @@ class Windows:
         Most windows are small: one statement. A large one is read on through one server-side cursor.
         """
         scope: dict[str, Any] = {"from": window.from_, "to": window.to, "last": after_id}
-        limited = sql.SQL(SQL["window_rows"]) + sql.SQL(f" limit {rows:d}")  # type: ignore[arg-type]  # a number
+        limited = sql.SQL(SQL["window_rows"]) + sql.SQL(f" limit {rows:d}")
         first = [_row(row) for row in self._session.execute(limited, scope, prepare=True)]
         yield first
         if len(first) < rows:
@@ -130,7 +130,7 @@ class Windows:
 def _row(row: tuple[Any, ...]) -> Row:
     if row[15] is not None:
         return Row(row[0], None, row[15])
-    return Row(row[0], OutboxRow(*row[:4], _micros(row[4]), *row[5:15]), None)
+    return Row(row[0], OutboxRow._make((*row[:4], _micros(row[4]), *row[5:15])), None)
 
 
 @lru_cache(maxsize=64)

@@ -37,9 +37,16 @@ def state_of(row: dict[str, Any]) -> dict[str, Any]:
 
 def assert_rows_equal_model(site: Site, model: Model) -> None:
     """The public views hold what the model says, versions aside (they depend on how a history was batched)."""
-    rows = {pair: {name: value for name, value in row.items() if name != "version"} for pair, row in site.enrollments().items()}
+    rows = {
+        pair: {name: value for name, value in row.items() if name != "version"}
+        for pair, row in site.enrollments().items()
+    }
     expected = {pair: shown(enrollment) for pair, enrollment in model.enrollments.items()}
-    differing = {pair: (rows.get(pair), expected.get(pair)) for pair in rows.keys() | expected.keys() if rows.get(pair) != expected.get(pair)}
+    differing = {
+        pair: (rows.get(pair), expected.get(pair))
+        for pair in rows.keys() | expected.keys()
+        if rows.get(pair) != expected.get(pair)
+    }
     assert not differing, f"{len(differing)} rows differ, e.g. {next(iter(differing.items()))}"
     members = {(m.course_id, m.group_id, m.user_id, m.managed, tuple(m.methods)) for m in model.group_members}
     found = site.group_members()

@@ -25,13 +25,17 @@ from psycopg.rows import dict_row
 from devstack import Stack
 from sync_worker.events import RecordName
 from sync_worker.settings import Settings
-from tests.model.events import Event, key_of, record_name, to_record, topic_of
+from tests.model.events import Event, key_of, to_record, topic_of
 from tests.support.kafka import KafkaRecord, read_all
 from tests.support.wire import decode_change, encode
 
 SETTLE_TIMEOUT_S = 60.0
 _TOPIC_SETTINGS = ("membership", "methods", "sources", "changes", "dead_letters", "cursor")
-_DEFAULT_TOPICS = {"segments.membership": "membership", "enrollment.methods": "methods", "enrollment.sources": "sources"}
+_DEFAULT_TOPICS = {
+    "segments.membership": "membership",
+    "enrollment.methods": "methods",
+    "enrollment.sources": "sources",
+}
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float = SETTLE_TIMEOUT_S, what: str = "the condition") -> Any:
@@ -114,11 +118,12 @@ class Site:
             **{f"SYNC_WORKER_{topic.upper()}_TOPIC": f"{name}.{topic}" for topic in _TOPIC_SETTINGS},
             **settings,
         }
-        self.settings = Settings(**{
-            key.removeprefix("SYNC_WORKER_").lower(): value
-            for key, value in self.environment.items()
-            if key.startswith("SYNC_WORKER_")
-        })
+        own = {
+            name.removeprefix("SYNC_WORKER_").lower(): value
+            for name, value in self.environment.items()
+            if name.startswith("SYNC_WORKER_")
+        }
+        self.settings = Settings.model_validate(own)
         self.workers: list[WorkerProcess] = []
         self._producer: Producer | None = None
 
@@ -143,7 +148,9 @@ class Site:
             if worker.process.poll() is None:
                 worker.kill()
 
-    def command(self, *arguments: str, stdin: str | None = None, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    def command(
+        self, *arguments: str, stdin: str | None = None, timeout_s: float = 60
+    ) -> subprocess.CompletedProcess[str]:
         """`sync-worker …` with this site's settings."""
         return subprocess.run(
             [sys.executable, "-m", "sync_worker", *arguments],
@@ -164,19 +171,26 @@ class Site:
     @property
     def producer(self) -> Producer:
         if self._producer is None:
-            self._producer = Producer({
-                "bootstrap.servers": self.stack.kafka.bootstrap_servers,
-                "partitioner": "murmur2_random",
-                "linger.ms": 5,
-                "message.max.bytes": 20_000_000,
-            })
+            self._producer = Producer(
+                {
+                    "bootstrap.servers": self.stack.kafka.bootstrap_servers,
+                    "partitioner": "murmur2_random",
+                    "linger.ms": 5,
+                    "message.max.bytes": 20_000_000,
+                }
+            )
         return self._producer
 
     def produce(self, events: Iterable[Event]) -> None:
         """Publish events of the model, keyed as contract §1 advises."""
         for event in events:
             name, fields = to_record(event)
-            self.produce_raw(_DEFAULT_TOPICS[topic_of(event)], encode(RecordName(name), fields), key=key_of(event).encode(), flush=False)
+            self.produce_raw(
+                _DEFAULT_TOPICS[topic_of(event)],
+                encode(RecordName(name), fields),
+                key=key_of(event).encode(),
+                flush=False,
+            )
         self.flush()
 
     def produce_raw(
@@ -256,18 +270,22 @@ class Site:
 
     def query(self, statement: str, *parameters: Any) -> list[dict[str, Any]]:
         with self.connect() as connection:
-            return connection.execute(statement, parameters).fetchall()  # type: ignore[call-overload, no-any-return]  # a test's own text
+            return connection.execute(statement, parameters).fetchall()
 
     def enrollments(self) -> dict[tuple[str, str], dict[str, Any]]:
         """The public view course_enrollment by (course, user); ids as text."""
         rows = self.query(
-            "select course_id::text, user_id::text, status, roles, groups::text[], suspended_in_course, sources, version from course_enrollment"
+            "select course_id::text, user_id::text, status, roles, groups::text[], suspended_in_course, sources, version "
+            "from course_enrollment"
         )
         return {(row.pop("course_id"), row.pop("user_id")): row for row in rows}
 
     def group_members(self) -> set[tuple[str, str, str, bool, tuple[str, ...]]]:
         """The public view course_group_member."""
-        rows = self.query("select course_id::text, group_id::text, user_id::text, managed, methods::text[] from course_group_member")
+        rows = self.query(
+            "select course_id::text, group_id::text, user_id::text, managed, methods::text[] from course_group_member"
+        )
         return {
-            (row["course_id"], row["group_id"], row["user_id"], row["managed"], tuple(sorted(row["methods"]))) for row in rows
+            (row["course_id"], row["group_id"], row["user_id"], row["managed"], tuple(sorted(row["methods"])))
+            for row in rows
         }

@@ -296,7 +296,9 @@ begin
                         else array_remove(hand, edited.group_id) end,
       cause_type = 'SQL', cause_event_id = null, cause_method_id = null, traceparent = null
     where course_id = edited.course_id and user_id = edited.user_id
-    returning new.*, old.hand as before_hand)
+    -- In a trigger, old and new are the view's rows.
+    returning with (old as was, new as now_is) now_is.course_id, now_is.user_id, now_is.version, now_is.sources, now_is.suspended,
+              now_is.cause_type, was.hand as before_hand, now_is.hand)
   insert into outbox (course_id, user_id, version, before_sources, before_hand, before_suspended, sources, hand, suspended, cause_type)
   select course_id, user_id, version, sources, before_hand, suspended, sources, hand, suspended, cause_type from written;
   return edited;
