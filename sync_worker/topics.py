@@ -39,7 +39,9 @@ class TopicReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Planned:
+class PlannedTopic:
+    """One topic as contract §1 has it."""
+
     name: str
     setting: str
     partitions: int
@@ -60,19 +62,19 @@ def create_topics(
     cluster = _Cluster(AdminClient(config), faults)
     existing = cluster.topics()
     factor = replication_factor or cluster.default_replication_factor()
-    inputs = _inputs(settings, partitions or DEFAULT_PARTITIONS, factor)
+    inputs = planned_inputs(settings, partitions or DEFAULT_PARTITIONS, factor)
     created = cluster.create([topic for topic in inputs if topic.name not in existing])
     # Only now are the sizes known that a dead letter may have.
     configs = cluster.configs([topic.name for topic in inputs])
     largest = max(int(config[_MAX_BYTES]) for config in configs.values())
-    outputs = _outputs(settings, partitions or DEFAULT_PARTITIONS, factor, largest + DEAD_LETTER_MARGIN_BYTES)
+    outputs = planned_outputs(settings, partitions or DEFAULT_PARTITIONS, factor, largest + DEAD_LETTER_MARGIN_BYTES)
     created |= cluster.create([topic for topic in outputs if topic.name not in existing])
     configs |= cluster.configs([topic.name for topic in outputs])
     shapes = cluster.topics()
     reports = []
     for topic in [*inputs, *outputs]:
         found_partitions, found_factor = shapes[topic.name]
-        differences = _config_differences(topic, configs[topic.name], found_factor)
+        differences = config_differences(topic, configs[topic.name], found_factor)
         if partitions or topic.setting == "cursor_topic":
             differences += _difference("partitions", str(found_partitions), str(topic.partitions))
         if replication_factor:
@@ -90,7 +92,8 @@ def create_topics(
     return reports
 
 
-def _inputs(settings: Settings, partitions: int, factor: int) -> list[_Planned]:
+def planned_inputs(settings: Settings, partitions: int, factor: int) -> list[PlannedTopic]:
+    """The input topics of contract §1; without the sources' where that isn't read."""
     policies = {"membership_topic": "delete", "methods_topic": "compact", "sources_topic": "delete"}
     return [
         _planned(settings, setting, partitions, factor, {"cleanup.policy": policy})
@@ -99,7 +102,8 @@ def _inputs(settings: Settings, partitions: int, factor: int) -> list[_Planned]:
     ]
 
 
-def _outputs(settings: Settings, partitions: int, factor: int, dead_letter_bytes: int) -> list[_Planned]:
+def planned_outputs(settings: Settings, partitions: int, factor: int, dead_letter_bytes: int) -> list[PlannedTopic]:
+    """The topics of contract §1 that the worker writes; a dead letter may have `dead_letter_bytes`."""
     compact = {"cleanup.policy": "compact"}
     dead_letters = {
         "cleanup.policy": "delete",
@@ -114,12 +118,13 @@ def _outputs(settings: Settings, partitions: int, factor: int, dead_letter_bytes
     ]
 
 
-def _planned(settings: Settings, setting: str, partitions: int, factor: int, config: Mapping[str, str]) -> _Planned:
+def _planned(settings: Settings, setting: str, partitions: int, factor: int, config: Mapping[str, str]) -> PlannedTopic:
     replicas = {"min.insync.replicas": "2"} if factor >= 3 else {}
-    return _Planned(getattr(settings, setting), setting, partitions, factor, {**config, **replicas})
+    return PlannedTopic(getattr(settings, setting), setting, partitions, factor, {**config, **replicas})
 
 
-def _config_differences(topic: _Planned, found: Mapping[str, str], found_factor: int) -> list[str]:
+def config_differences(topic: PlannedTopic, found: Mapping[str, str], found_factor: int) -> list[str]:
+    """What of an existing topic isn't as planned; more than is needed is no difference."""
     wanted = dict(topic.config)
     wanted.pop("min.insync.replicas", None)
     if found_factor >= 3:
@@ -162,7 +167,7 @@ class _Cluster:
             raise type(failed)(f"{failed}; or give --replication-factor") from error
         return int(described["default.replication.factor"].value)
 
-    def create(self, topics: list[_Planned]) -> set[str]:
+    def create(self, topics: list[PlannedTopic]) -> set[str]:
         """Make these topics and wait until they can be used; the names of those that were really made now."""
         if not topics:
             return set()

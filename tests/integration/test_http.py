@@ -209,7 +209,7 @@ def test_more_readers_than_may_wait_are_sent_away(served: Served) -> None:
 def test_a_client_that_sends_a_byte_now_and_then_is_cut_off(served: Served) -> None:
     with served.connect() as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\n")
-        assert 5 < seconds_until_cut_off(connection) < 25
+        assert 4 < seconds_until_cut_off(connection) < 20
 
 
 @pytest.mark.parametrize(
