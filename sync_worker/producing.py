@@ -14,10 +14,10 @@ from sync_worker.errors import SyncWorkerError
 from sync_worker.events import RecordName
 from sync_worker.kafka_errors import KafkaFaults
 from sync_worker.publishing import InvalidLine, LineEncoder, Publication
+from sync_worker.schema.registry import registry_of
 from sync_worker.schema.store import load_schemas
 from sync_worker.service.logging import kafka_logger
 from sync_worker.settings import Settings
-from sync_worker.tailing import registry_of
 
 _ANSWER_S: Final = 30.0
 _DELIVERY_MS: Final = 60_000

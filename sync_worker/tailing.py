@@ -19,7 +19,7 @@ from sync_worker.events import RecordName
 from sync_worker.intake.framing import frame_of, read_headers
 from sync_worker.kafka_errors import KafkaFaults
 from sync_worker.schema.avro import AvroSchema
-from sync_worker.schema.registry import Registry
+from sync_worker.schema.registry import Registry, registry_of
 from sync_worker.schema.store import SchemaStore, load_schemas, record_name
 from sync_worker.schema.wire import rfc3339
 from sync_worker.service.logging import kafka_logger
@@ -43,14 +43,6 @@ class Fault(NamedTuple):
 
 
 Tailed = dict[str, Any] | Fault
-
-
-def registry_of(settings: Settings) -> Registry | None:
-    """The schema registry of the settings, if there is one."""
-    if not settings.schema_registry_url:
-        return None
-    password = settings.schema_registry_password.get_secret_value()
-    return Registry(settings.schema_registry_url, settings.schema_registry_user or None, password or None)
 
 
 def tail(

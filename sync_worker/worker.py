@@ -34,7 +34,7 @@ from sync_worker.intake.handoff import Handoff
 from sync_worker.outbox import relay
 from sync_worker.outbox.encoding import ChangeEncoder
 from sync_worker.outbox.relay import Relay
-from sync_worker.schema.registry import Registry
+from sync_worker.schema.registry import Registry, registry_of
 from sync_worker.schema.store import SchemaStore, load_schemas
 from sync_worker.schema.wire import confluent_prefix
 from sync_worker.service.health import Health
@@ -83,15 +83,7 @@ class Worker:
         logger = kafka_logger()
         # What is wrong with settings or schemas is said before anything connects.
         schemas = load_schemas(settings.schema_dir)
-        registry = (
-            Registry(
-                settings.schema_registry_url,
-                settings.schema_registry_user or None,
-                settings.schema_registry_password.get_secret_value() or None,
-            )
-            if settings.schema_registry_url
-            else None
-        )
+        registry = registry_of(settings)
         decoder = Decoder(schemas, registry, self._records_by_topic())
         self._take_signals()
         broker = Broker(settings, logger=logger)

@@ -15,6 +15,7 @@ from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, Schema
 
 from sync_worker.errors import FatalError, InvalidRecord, RejectionReason, RetryableError, SettingsError
 from sync_worker.schema.avro import AvroSchema, UnusableSchema, parse
+from sync_worker.settings import Settings
 
 TIMEOUT_S = 3.0
 UNKNOWN_FOR_S = 60.0  # contract §2: an id the registry doesn't know is retried for a minute
@@ -195,6 +196,14 @@ class Registry:
             return parse(found.schema_str)
         except UnusableSchema as fault:
             raise _unknown_schema(f"schema {reference} of the registry cannot be used: {fault}"[:480]) from fault
+
+
+def registry_of(settings: Settings) -> Registry | None:
+    """The schema registry of the settings, if there is one."""
+    if not settings.schema_registry_url:
+        return None
+    password = settings.schema_registry_password.get_secret_value()
+    return Registry(settings.schema_registry_url, settings.schema_registry_user or None, password or None)
 
 
 def subject_name(topic: str, schema: AvroSchema) -> str:
