@@ -91,12 +91,13 @@ def kafka(directory: Path, properties: Mapping[str, str]) -> Kafka:
             ]
         )
 
-    def prepare() -> None:
-        if not (data / "meta.properties").exists():
-            formatting = ("format", "--cluster-id", _CLUSTER_ID, "--config", str(config), "--ignore-formatted")
-            java("128m", "kafka.tools.StorageTool", *formatting).run("formatting Kafka's storage")
+    def formatting() -> Command | None:
+        if (data / "meta.properties").exists():
+            return None
+        arguments = ("format", "--cluster-id", _CLUSTER_ID, "--config", str(config), "--ignore-formatted")
+        return java("128m", "kafka.tools.StorageTool", *arguments)
 
-    runner = ProcessRunner("kafka", directory, java("512m", "kafka.Kafka", str(config)), prepare)
+    runner = ProcessRunner("kafka", directory, java("512m", "kafka.Kafka", str(config)), formatting)
     return Kafka(runner, f"{HOST}:{port}")
 
 
@@ -125,9 +126,7 @@ def registry(directory: Path) -> Registry:
             str(program),
         ]
     )
-    return Registry(
-        ProcessRunner("registry", directory, command, lambda: None), f"http://{HOST}:{port}/apis/ccompat/v7"
-    )
+    return Registry(ProcessRunner("registry", directory, command), f"http://{HOST}:{port}/apis/ccompat/v7")
 
 
 def _java() -> list[str]:

@@ -62,21 +62,21 @@ def postgres(directory: Path, parameters: Mapping[str, str], *, durable: bool) -
     programs = _programs(home, user)
     env = {"HOME": str(home), "LC_ALL": "C"}
 
-    def prepare() -> None:
-        if (data / "PG_VERSION").exists():
-            return
+    def initialization() -> Command | None:
+        if (data / "global" / "pg_control").exists():
+            return None
         # Locale and encoding are the server's own, so that text sorts alike on every machine.
-        initdb = [
+        arguments = [
             *(str(programs / "initdb"), "--pgdata", str(data), "--username", "postgres", "--auth", "trust"),
             *("--encoding", "UTF8", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--locale", "C"),
             "--no-sync",
         ]
-        Command(initdb, env, user).run("initdb")
+        return Command(arguments, env, user)
 
     settings = {**_PARAMETERS, **({} if durable else _NOT_DURABLE), **parameters, "port": str(port)}
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     command = Command([str(programs / "postgres"), "-D", str(data), *options], env, user)
-    runner = ProcessRunner("postgres", directory, command, prepare)
+    runner = ProcessRunner("postgres", directory, command, initialization)
     return Postgres(runner, f"postgresql://postgres@{HOST}:{port}/postgres")
 
 

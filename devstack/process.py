@@ -43,36 +43,18 @@ class Command:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
         return {**kept, **self.env}
 
-    def run(self, what: str, *, timeout_s: float = 120) -> None:
-        """Run it to its end; DevstackError with its output when it fails."""
-        try:
-            done = subprocess.run(
-                list(self.argv),
-                env=self.environment(),
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                timeout=timeout_s,
-                check=False,
-                **_as_user(self.user),
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise DevstackError(f"{what} failed: {error}") from error
-        if done.returncode != 0:
-            raise DevstackError(f"{what} failed with exit code {done.returncode}:\n{done.stdout[-4000:]}")
-
 
 class ProcessRunner(Runner):
     """A service as a process with its descendants."""
 
-    def __init__(self, name: str, directory: Path, command: Command, prepare: Callable[[], None]) -> None:
+    def __init__(
+        self, name: str, directory: Path, command: Command, preparation: Callable[[], Command | None] = lambda: None
+    ) -> None:
+        """The preparation is asked before each start for a command that must run to its end first."""
         super().__init__(name)
         self._directory = directory
         self._command = command
-        self._prepare = prepare
+        self._preparation = preparation
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -90,25 +72,10 @@ class ProcessRunner(Runner):
     def start(self) -> None:
         if self.running:
             return
-        self._prepare()
-        pid_file = self._directory / reaper.PIDS / self.name
-        try:
-            with pid_file.open("wb") as pid_out, self.log_path.open("ab") as log:
-                # The shell writes its own pid to the file we opened (it may not be allowed to) and becomes the
-                # service: no moment is left in which a process runs that no file knows of.
-                self._process = subprocess.Popen(
-                    ["/bin/sh", "-c", 'echo $$ >&0; exec "$@" </dev/null', str(pid_file), *self._command.argv],
-                    env=self._command.environment(),
-                    cwd="/",
-                    stdin=pid_out,
-                    stdout=log,
-                    stderr=log,
-                    # Ctrl-C in a terminal is for us alone; we end the services in order.
-                    start_new_session=True,
-                    **_as_user(self._command.user),
-                )
-        except OSError as error:
-            raise DevstackError(f"{self.name}: could not be started: {error}") from error
+        preparation = self._preparation()
+        if preparation is not None:
+            self._run(preparation)
+        self._process = self._spawn(self._command)
 
     def stop(self, number: signal.Signals, timeout_s: float) -> None:
         if not self.running:
@@ -143,6 +110,37 @@ class ProcessRunner(Runner):
     def discard(self) -> None:
         if self.running:
             self.kill()
+
+    def _run(self, command: Command, timeout_s: float = 120) -> None:
+        process = self._spawn(command)
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            reaper.kill_tree(process.pid)
+            process.wait()
+            raise self.failure(f"its data was not prepared in {timeout_s:g} s") from error
+        if code != 0:
+            raise self.failure(f"preparing its data failed with exit code {code}")
+
+    def _spawn(self, command: Command) -> subprocess.Popen[bytes]:
+        pid_file = self._directory / reaper.PIDS / self.name
+        try:
+            with pid_file.open("wb") as pid_out, self.log_path.open("ab") as log:
+                # The shell writes its own pid to the file we opened (it may not be allowed to) and becomes the
+                # program: no moment is left in which a process runs that no file knows of.
+                return subprocess.Popen(
+                    ["/bin/sh", "-c", 'echo $$ >&0; exec "$@" </dev/null', str(pid_file), *command.argv],
+                    env=command.environment(),
+                    cwd="/",
+                    stdin=pid_out,
+                    stdout=log,
+                    stderr=log,
+                    # Ctrl-C in a terminal is for us alone; we end the services in order.
+                    start_new_session=True,
+                    **_as_user(command.user),
+                )
+        except OSError as error:
+            raise DevstackError(f"{self.name}: could not be started: {error}") from error
 
     def _await_end(self, pids: list[int]) -> None:
         if not reaper.wait_gone(pids, timeout_s=10):

@@ -270,7 +270,7 @@ def test_stacks_run_side_by_side() -> None:
 def test_a_server_that_cannot_start_is_told_with_its_log_and_leaves_nothing(folder: Path) -> None:
     with pytest.raises(DevstackError, match=r'postgres: ended(?s:.*)unrecognized configuration parameter "nonsense"'):
         Stack.start(kind="native", directory=folder, postgres_parameters={"nonsense": "1"})
-    commands = subprocess.run(["ps", "-A", "-o", "args="], check=True, capture_output=True, text=True).stdout
+    commands = subprocess.run(["ps", "-A", "-ww", "-o", "args="], check=True, capture_output=True, text=True).stdout
     assert str(folder) not in commands
 
 
@@ -314,7 +314,7 @@ def test_nothing_is_left_when_the_parent_is_killed_while_it_starts(folder: Path,
     with parent:
         parent.send_signal(signal.SIGKILL)
     until(lambda: not any(folder.iterdir()))
-    commands = subprocess.run(["ps", "-A", "-o", "args="], check=True, capture_output=True, text=True).stdout
+    commands = subprocess.run(["ps", "-A", "-ww", "-o", "args="], check=True, capture_output=True, text=True).stdout
     assert str(folder) not in commands
 
 
