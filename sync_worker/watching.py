@@ -4,6 +4,7 @@ It feeds readiness and the lag metrics. It must never change anything, and an ou
 """
 
 import threading
+from collections.abc import Callable
 
 import structlog
 
@@ -26,13 +27,22 @@ class Watching:
     """The loop. Raises FatalError where a topic or the cluster was made anew (design §4)."""
 
     def __init__(
-        self, settings: Settings, broker: Broker, health: Health, metrics: Metrics, stop: threading.Event
+        self,
+        settings: Settings,
+        broker: Broker,
+        assigned: Callable[[], frozenset[Partition]],
+        health: Health,
+        metrics: Metrics,
+        stop: threading.Event,
     ) -> None:
+        """assigned: this worker's partitions. Each worker reports the lag of its own, so that a sum over workers is one."""
         self._settings = settings
         self._broker = broker
         self._health = health
         self._metrics = metrics
         self._stop = stop
+        self._assigned = assigned
+        self._reported: frozenset[Partition] = frozenset()
         self._session: Session | None = None
 
     def run(self) -> None:
@@ -64,12 +74,12 @@ class Watching:
             if self._health.set_ready("broker", ok=False, reason=str(error)):
                 log.error("broker_away", reason=str(error))
             return
-        for partition, end in ends.items():
-            labels = (partition.topic, str(partition.number))
-            at = standing.get(partition)
-            if at is not None:
-                self._metrics.position.labels(*labels).set(at)
-                self._metrics.lag.labels(*labels).set(max(0, end - at))
+        assigned = self._assigned()
+        for partition in self._reported - assigned:
+            self._metrics.forget_partition(partition)
+        self._reported = frozenset(partition for partition in assigned if partition in standing and partition in ends)
+        for partition in self._reported:
+            self._metrics.set_partition(partition, standing[partition], ends[partition])
 
     def _open(self) -> Session:
         if self._session is None or self._session.closed:

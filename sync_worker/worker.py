@@ -86,6 +86,7 @@ class Worker:
         registry = registry_of(settings)
         decoder = Decoder(schemas, registry, self._records_by_topic())
         self._take_signals()
+        self._metrics.expect_topics(*settings.input_topics)
         broker = Broker(settings, logger=logger)
         self.http = HttpServer(
             settings.http_host,
@@ -119,10 +120,9 @@ class Worker:
                 logger=logger,
             )
             url = settings.database_url.get_secret_value()
+            intake = Intake(settings, decoder, handoff, self._health, self._metrics, self._stop, logger=logger)
             loops: dict[str, Callable[[], None]] = {
-                consumer.LOOP: Intake(
-                    settings, decoder, handoff, self._health, self._metrics, self._stop, logger=logger
-                ).run,
+                consumer.LOOP: intake.run,
                 applying.LOOP: Applying(
                     url,
                     broker,
@@ -136,7 +136,9 @@ class Worker:
                 ).run,
                 backfilling.LOOP: Backfilling(url, self._health, self._metrics, self._stop, relay_loop.wake).run,
                 relay.LOOP: relay_loop.run,
-                watching.LOOP: Watching(settings, broker, self._health, self._metrics, self._stop).run,
+                watching.LOOP: Watching(
+                    settings, broker, lambda: intake.partitions, self._health, self._metrics, self._stop
+                ).run,
             }
             for name, loop in loops.items():
                 self._start(name, loop)

@@ -67,6 +67,8 @@ class Intake:
         self._clock = clock
         self._faults = KafkaFaults(settings.kafka_bootstrap_servers)
         guard = RejectionGuard() if settings.rejection_pause else None
+        # For other threads to read: the partitions whose records this worker takes.
+        self.partitions: frozenset[Partition] = frozenset()
         self._gathering = Gathering(decoder, settings.methods_topic, guard, health, metrics, clock)
         self._to_commit: dict[Partition, int] = {}
         self._committed_at = 0.0
@@ -291,6 +293,7 @@ class Intake:
         log.info(event, partitions=[str(partition) for partition in partitions])
 
     def _say_assignment(self) -> None:
+        self.partitions = frozenset(lane.partition for lane in self._gathering.lanes.values())
         starting = sorted(str(lane.partition) for lane in self._gathering.lanes.values() if not lane.started)
         self._health.set_ready(
             "assignment", ok=not starting, reason=f"starting {', '.join(starting)}" if starting else ""

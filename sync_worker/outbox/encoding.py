@@ -6,17 +6,15 @@ join. It must never differ from what fastavro writes for the same schema, and ne
 
 import json
 import re
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import sha1
 from typing import Any, NamedTuple
 from uuid import NAMESPACE_DNS, uuid5
 
-from fastavro import parse_schema
-
 from sync_worker.errors import FatalError
 from sync_worker.events import NAMESPACE, RecordName
+from sync_worker.outbox.avro import SchemaReader, array, boolean, long, string, unknown_layout, uuid
 
 CONTENT_TYPE = "application/avro"
 """Under either framing, as in the CloudEvents Kafka binding's example for Avro data: the value's first bytes tell the
@@ -37,6 +35,8 @@ _CAUSE_FIELDS = ("type", "event_id", "method_id")
 _CHANGES = ("ENROLLED", "UNENROLLED", "SUSPENDED", "REACTIVATED", "UPDATED")
 _STATUSES = ("ABSENT", "ACTIVE", "SUSPENDED")
 _KINDS = ("SEGMENT_SYNC", "SEGMENT_GROUP", "OTHER")
+
+_VERSIONS = [long(version) for version in range(1024)]
 
 _REQUIRED = frozenset({"kind", "status", "member"})
 _ALLOWED = frozenset({*_REQUIRED, "role", "group_id"})
@@ -84,13 +84,6 @@ class _State(NamedTuple):
     encoded: bytes
 
 
-class _Union(NamedTuple):
-    """The bytes by which a union of null and string begins: all there is of a null, or what stands before a string."""
-
-    null: bytes
-    some: bytes
-
-
 class ChangeEncoder:
     """Encodes outbox rows as EnrollmentChanged (contract §2). For one thread.
 
@@ -100,7 +93,7 @@ class ChangeEncoder:
     """
 
     def __init__(self, schema: Any, *, prefix: bytes, source: str, cache_bytes: int = 16 << 20) -> None:
-        layout = _SchemaReader(schema)
+        layout = SchemaReader(schema)
         fields = layout.record(layout.root, "the record", _FIELDS)
         for name in ("event_id", "course_id", "user_id"):
             layout.primitive(fields[name], name, "string")
@@ -110,14 +103,14 @@ class ChangeEncoder:
         self._change = {(before, after): changes[_change(before, after)] for before in _STATUSES for after in _STATUSES}
         # `before` and `after` are one record type, so what is cached for one serves the other.
         if layout.resolve(fields["before"]) != layout.resolve(fields["after"]):
-            raise _unknown_layout("after", "another type than before", "one type for both")
+            raise unknown_layout("after", "another type than before", "one type for both")
         self._derive = _StateDeriver(layout, fields["after"]).derive
 
         cause = layout.record(fields["cause"], "cause", _CAUSE_FIELDS)
         layout.primitive(cause["type"], "cause.type", "string")
         self._cause_event_id = layout.optional(cause["event_id"], "cause.event_id")
         self._cause_method_id = layout.optional(cause["method_id"], "cause.method_id")
-        self._cause_type = lru_cache(maxsize=64)(_string)
+        self._cause_type = lru_cache(maxsize=64)(string)
 
         self._prefix = prefix
         self._absent = self._derive(b"{}", b"{}", False)
@@ -131,7 +124,7 @@ class ChangeEncoder:
         ]
         # One transaction's rows share their time, so the last one is enough to remember.
         self._time_us = 0
-        self._time = (_long(0), ("ce_time", _rfc3339(0)))
+        self._time = (long(0), ("ce_time", _rfc3339(0)))
 
     def encode(self, row: OutboxRow) -> EncodedChange:
         """The record of a row.
@@ -158,7 +151,7 @@ class ChangeEncoder:
             raise ValueError("a version below 1")
         event_id = event_id_of(key, version)
         if recorded_at_us != self._time_us:
-            self._time = (_long(recorded_at_us), ("ce_time", _rfc3339(recorded_at_us)))
+            self._time = (long(recorded_at_us), ("ce_time", _rfc3339(recorded_at_us)))
             self._time_us = recorded_at_us
         occurred_at, time_header = self._time
 
@@ -176,11 +169,11 @@ class ChangeEncoder:
         value = b"".join(
             (
                 self._prefix, b"H", event_id, occurred_at, b"H", key[:36], b"H", key[37:],
-                _VERSIONS[version] if version < 1024 else _long(version),
+                _VERSIONS[version] if version < 1024 else long(version),
                 self._change[before.status, after.status], before.encoded, after.encoded,
                 self._cause_type(cause_type),
-                self._cause_event_id.null if cause_event_id is None else _id(self._cause_event_id, cause_event_id),
-                self._cause_method_id.null if cause_method_id is None else _id(self._cause_method_id, cause_method_id),
+                self._cause_event_id.null if cause_event_id is None else uuid(self._cause_event_id, cause_event_id),
+                self._cause_method_id.null if cause_method_id is None else uuid(self._cause_method_id, cause_method_id),
             )
         )  # fmt: skip
         headers = [*self._fixed_headers, ("ce_id", event_id), time_header, ("ce_subject", key)]
@@ -207,7 +200,7 @@ class ChangeEncoder:
 class _StateDeriver:
     """Derives an EnrollmentState from contributions, hand-made groups and suspension (semantics §3), as Avro bytes."""
 
-    def __init__(self, layout: "_SchemaReader", state_type: Any) -> None:
+    def __init__(self, layout: SchemaReader, state_type: Any) -> None:
         state = layout.record(state_type, "EnrollmentState", _STATE_FIELDS)
         self._status = layout.enum(state["status"], "status", _STATUSES)
         layout.primitive(layout.items(state["roles"], "roles"), "roles", "string")
@@ -234,10 +227,10 @@ class _StateDeriver:
         encoded = b"".join(
             (
                 self._status[status],
-                _array([_string(role) for role in sorted(roles)]),
-                _array([_string(group) for group in sorted(groups)]),
-                _boolean(suspended),
-                _array([self._source(source, contributions[source]) for source in sorted(contributions)]),
+                array([string(role) for role in sorted(roles)]),
+                array([string(group) for group in sorted(groups)]),
+                boolean(suspended),
+                array([self._source(source, contributions[source]) for source in sorted(contributions)]),
             )
         )
         return _State(status, encoded)
@@ -246,73 +239,14 @@ class _StateDeriver:
         role, group_id = contribution.get("role"), contribution.get("group_id")
         return b"".join(
             (
-                _string(source),
+                string(source),
                 self._kind[contribution["kind"]],
                 self._contribution_status[contribution["status"]],
-                self._role.null if role is None else self._role.some + _string(role),
-                self._group_id.null if group_id is None else _id(self._group_id, group_id),
-                _boolean(contribution["member"]),
+                self._role.null if role is None else self._role.some + string(role),
+                self._group_id.null if group_id is None else uuid(self._group_id, group_id),
+                boolean(contribution["member"]),
             )
         )
-
-
-class _SchemaReader:
-    """Reads from a schema what it alone decides, the numbers of enum symbols and union branches, and checks the rest.
-
-    An evolved schema then gives other bytes, or a FatalError that says what the encoder has to learn.
-    """
-
-    def __init__(self, schema: Any) -> None:
-        self._named: dict[str, Any] = {}
-        self.root = parse_schema(schema, named_schemas=self._named)
-
-    def resolve(self, type_: Any) -> Any:
-        """The definition behind a name, or the type itself."""
-        return self._named.get(type_, type_) if isinstance(type_, str) else type_
-
-    def record(self, type_: Any, path: str, names: Sequence[str]) -> dict[str, Any]:
-        record = self._kind(type_, path, "record")
-        found = [field["name"] for field in record["fields"]]
-        if found != list(names):
-            raise _unknown_layout(path, f"fields {', '.join(found)}", f"{', '.join(names)}")
-        return {field["name"]: field["type"] for field in record["fields"]}
-
-    def enum(self, type_: Any, path: str, symbols: Sequence[str]) -> dict[str, bytes]:
-        found = self._kind(type_, path, "enum")["symbols"]
-        if missing := set(symbols) - set(found):
-            raise _unknown_layout(path, f"an enum of {', '.join(found)}", f"also {', '.join(sorted(missing))}")
-        return {symbol: _long(found.index(symbol)) for symbol in symbols}
-
-    def optional(self, type_: Any, path: str) -> _Union:
-        branches = [_primitive_of(branch) for branch in type_] if isinstance(type_, list) else []
-        if sorted(map(str, branches)) != ["null", "string"]:
-            raise _unknown_layout(path, type_, "a union of null and string")
-        return _Union(_long(branches.index("null")), _long(branches.index("string")))
-
-    def items(self, type_: Any, path: str) -> Any:
-        return self._kind(type_, path, "array")["items"]
-
-    def primitive(self, type_: Any, path: str, expected: str) -> None:
-        if _primitive_of(type_) != expected:
-            raise _unknown_layout(path, type_, expected)
-
-    def _kind(self, type_: Any, path: str, expected: str) -> dict[str, Any]:
-        definition = self.resolve(type_)
-        if not isinstance(definition, dict) or definition["type"] != expected:
-            raise _unknown_layout(path, type_, expected)
-        return definition
-
-
-def _primitive_of(type_: Any) -> Any:
-    """A type without its logical type, which changes no byte."""
-    return type_["type"] if isinstance(type_, dict) else type_
-
-
-def _unknown_layout(path: str, found: object, expected: str) -> FatalError:
-    return FatalError(
-        f"schema of {RECORD_NAME}: {path} is {found}, and the encoder writes {expected}; "
-        "schema and encoder must change together"
-    )
 
 
 def event_id_of(key: bytes, version: int) -> bytes:
@@ -360,42 +294,6 @@ def _ids(array: bytes) -> list[str]:
     if text[:1] != "{" or text[-1:] != "}" or not all(_UUID.fullmatch(each) for each in ids):
         raise ValueError("hand-made groups are not an array of uuids")
     return ids
-
-
-def _long(number: int) -> bytes:
-    """Avro's long: zigzag, then seven bits to a byte, lowest first."""
-    if not -(1 << 63) <= number < 1 << 63:
-        raise ValueError(f"{number} is no 64-bit integer")
-    rest = (number << 1) ^ (number >> 63)
-    encoded = bytearray()
-    while rest > 0x7F:
-        encoded.append(rest & 0x7F | 0x80)
-        rest >>= 7
-    encoded.append(rest)
-    return bytes(encoded)
-
-
-_VERSIONS = [_long(version) for version in range(1024)]
-
-
-def _string(text: str) -> bytes:
-    encoded = text.encode()
-    return _long(len(encoded)) + encoded
-
-
-def _id(branch: _Union, id_: str) -> bytes:
-    if len(id_) != 36:
-        raise ValueError(f"{id_} is not a canonical uuid")
-    return branch.some + b"H" + id_.encode("ascii")  # H: the length 36
-
-
-def _boolean(value: bool) -> bytes:
-    return b"\1" if value else b"\0"
-
-
-def _array(items: list[bytes]) -> bytes:
-    """Avro's array as one block, and the empty block that ends it."""
-    return _long(len(items)) + b"".join(items) + b"\0" if items else b"\0"
 
 
 def _rfc3339(time_us: int) -> bytes:

@@ -107,7 +107,8 @@ class Relay:
             self._settings.consumer_group,
         )
         system_identifier = windows.system_identifier()
-        at = resume(windows.last(), cursor, system_identifier)
+        last = windows.last()
+        at = resume(last, cursor, system_identifier)
         term = Term(
             self._settings,
             self._broker.max_message_bytes(self._settings.dead_letters_topic),
@@ -122,6 +123,8 @@ class Relay:
         try:
             if at.window is not None:
                 term.publish(at.window, at.after_id)
+            elif last is not None:
+                windows.mark_published(last)  # complete in Kafka, but its relay died before it could say so here
             number, from_ = at.next_number, at.next_from
             active_at = time.monotonic()
             while self._keep_lease(windows):
