@@ -63,15 +63,16 @@ def postgres(directory: Path, parameters: Mapping[str, str], *, durable: bool) -
     env = {"HOME": str(home), "LC_ALL": "C"}
 
     def initialization() -> Command | None:
-        if (data / "global" / "pg_control").exists():
+        if data.exists():
             return None
         # Locale and encoding are the server's own, so that text sorts alike on every machine.
-        arguments = [
-            *(str(programs / "initdb"), "--pgdata", str(data), "--username", "postgres", "--auth", "trust"),
-            *("--encoding", "UTF8", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--locale", "C"),
-            "--no-sync",
+        options = [
+            *("--username", "postgres", "--auth", "trust", "--encoding", "UTF8", "--no-sync"),
+            *("--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--locale", "C"),
         ]
-        return Command(arguments, env, user)
+        # The data directory gets its name last: an initdb that was interrupted is begun anew.
+        script = 'data=$1; shift; rm -rf "$data.draft" && "$0" --pgdata "$data.draft" "$@" && mv "$data.draft" "$data"'
+        return Command(["/bin/sh", "-c", script, str(programs / "initdb"), str(data), *options], env, user)
 
     settings = {**_PARAMETERS, **({} if durable else _NOT_DURABLE), **parameters, "port": str(port)}
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]

@@ -275,6 +275,7 @@ def test_a_server_that_cannot_start_is_told_with_its_log_and_leaves_nothing(fold
 
 
 def test_a_given_directory_stays_and_another_stack_goes_on_with_it(folder: Path) -> None:
+    (folder / "postgres" / "data.draft").mkdir(parents=True)  # As of a start that was interrupted.
     with Stack.start(kind="native", directory=folder, durable=False, kafka_properties={"num.partitions": "3"}) as first:
         addresses = first.environment()
         execute(first.postgres.url(), "CREATE TABLE fact AS SELECT 7 AS id")
