@@ -19,7 +19,7 @@ from sync_worker.database import arrays
 from sync_worker.database.sessions import ConnectionLost, Contention, Session, apply_session, translated
 from sync_worker.enrollment.apply import SQL
 from sync_worker.errors import RetryableError
-from sync_worker.events import Partition, Record
+from sync_worker.events import Partition, Record, Rejection
 from sync_worker.intake import positions
 from sync_worker.intake.handoff import Batch, Committed, Establish, Established, Handoff, Rewound
 from sync_worker.intake.positions import PositionsMoved
@@ -29,6 +29,8 @@ from sync_worker.service.metrics import Metrics, Retry, Step
 LOOP = "apply"
 RETRY_INITIAL_S = 0.05
 RETRY_MAX_S = 5.0
+# At a low rate a batch is a record: only a summary of them is worth a line.
+SUMMARY_EVERY_S = 10.0
 
 log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
@@ -59,6 +61,7 @@ class Applying:
         self._on_committed = on_committed
         self._session: Session | None = None
         self._topic_of = topic_of
+        self._summary, self._summarized_at = checkpoint.Outcome(), 0.0
 
     def run(self) -> None:
         try:
@@ -188,23 +191,34 @@ class Applying:
         self._metrics.step_seconds.labels(Step.APPLY).observe(seconds)
         for (kind, result), number in outcome.results.items():
             self._metrics.records.labels(self._topic_of.get(kind, kind), result).inc(number)
+        examples: dict[tuple[Partition, str], list[tuple[Record, Rejection]]] = {}
         for record, rejection in outcome.rejected:
             self._metrics.dead_letters.labels(rejection.reason).inc()
             self._metrics.records.labels(record.partition.topic, "dead_letter").inc()
+            examples.setdefault((record.partition, str(rejection.reason)), []).append((record, rejection))
+        for (partition, reason), rejected in examples.items():
+            record, rejection = rejected[0]
             log.warning(
-                "record_rejected",
-                partition=str(record.partition),
-                next_offset=record.next_offset,
-                reason=str(rejection.reason),
+                "records_rejected",
+                partition=str(partition),
+                reason=reason,
+                records=len(rejected),
+                first_offset=record.next_offset - 1,
                 detail=rejection.detail,
             )
-        log.info(
-            "batch_applied",
-            records=outcome.records,
-            changes=outcome.changes,
-            rejected=len(outcome.rejected),
-            seconds=round(seconds, 4),
-        )
+        log.debug("batch_applied", records=outcome.records, changes=outcome.changes, seconds=round(seconds, 4))
+        self._summary.records += outcome.records
+        self._summary.changes += outcome.changes
+        self._summary.transactions += outcome.transactions
+        now = time.monotonic()
+        if now - self._summarized_at >= SUMMARY_EVERY_S:
+            log.info(
+                "batches_applied",
+                transactions=self._summary.transactions,
+                records=self._summary.records,
+                changes=self._summary.changes,
+            )
+            self._summary, self._summarized_at = checkpoint.Outcome(), now
 
 
 def _above(records: Sequence[Record], positions_now: Mapping[Partition, int]) -> list[Record]:

@@ -110,6 +110,8 @@ class Intake:
             # Control records move the end of a partition without a record to apply.
             "enable.partition.eof": True,
             "isolation.level": "read_committed",
+            # A partition that a topic got later is noticed within this time.
+            "topic.metadata.refresh.interval.ms": 30_000,
             "fetch.wait.max.ms": 100,
             "fetch.error.backoff.ms": 50,
         }

@@ -30,7 +30,7 @@ select * from unnest(%(topics)s::text[], %(partitions)s::int[], %(offsets)s::big
 -- :name dead_letter
 with kept as (
   insert into dead_letter (topic, partition, record_offset, record_timestamp_ms, key, value, header_names, header_values, reason, detail)
-  values (%(topic)s, %(partition)s, %(offset)s, %(timestamp_ms)s, %(key)s, %(value)s, %(header_names)s, %(header_values)s, %(reason)s, %(detail)s)
+  values (%(topic)s, %(partition)s, %(offset)s, %(timestamp_ms)s, %(key)s, %(value)s, %(header_names)s::text[], %(header_values)s::bytea[], %(reason)s, %(detail)s)
   returning id)
 insert into outbox (dead_letter_id) select id from kept
 

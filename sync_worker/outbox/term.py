@@ -5,7 +5,7 @@ A window ends with a cursor record that says it is complete, also where it turne
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import structlog
@@ -38,8 +38,12 @@ class Term:
         encoder: ChangeEncoder,
         metrics: Metrics,
         too_large: set[int],
+        hold: Callable[[], None],
     ) -> None:
-        """dead_letter_bytes: the topic's limit. too_large: dead letters that the broker refused all the same; outlives the term."""
+        """dead_letter_bytes: the topic's limit. too_large: dead letters that the broker refused all the same; outlives the term.
+
+        hold: called before each transaction; raises where this worker no longer leads.
+        """
         self._settings = settings
         self._dead_letter_bytes = dead_letter_bytes
         self._windows = windows
@@ -47,6 +51,7 @@ class Term:
         self._encoder = encoder
         self._metrics = metrics
         self._too_large = too_large
+        self._hold = hold
         self._group = settings.consumer_group.encode()
 
     def publish(self, window: Window, after_id: int) -> None:
@@ -54,6 +59,7 @@ class Term:
         chunks = self._windows.chunks(window, after_id, ROWS_PER_TRANSACTION)
         chunk = next(chunks)
         while True:
+            self._hold()
             # A full chunk may have a successor; whether this one is the last must be known before its cursor is written.
             following = next(chunks, None) if len(chunk) == ROWS_PER_TRANSACTION else None
             self._publish_chunk(window, chunk, after_id, complete=following is None)

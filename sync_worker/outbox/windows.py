@@ -66,12 +66,6 @@ class Windows:
     def close(self) -> None:
         self._session.close()
 
-    def hold_lease(self, holder: str, seconds: float) -> bool:
-        return self._session.execute(SQL["lease_hold"], {"holder": holder, "seconds": seconds}).fetchone() is not None
-
-    def release_lease(self, holder: str) -> None:
-        self._session.execute(SQL["lease_release"], {"holder": holder})
-
     def system_identifier(self) -> str:
         (identifier,) = cast("tuple[str]", self._session.execute(SQL["system_identifier"]).fetchone())
         return identifier
