@@ -181,7 +181,7 @@ class Applying:
             "blocker_user": user,
             "blocker_application": application,
             "blocker_state": state,
-            "blocker_seconds": round(seconds, 1),
+            "blocker_seconds": None if seconds is None else round(seconds, 1),
         }
 
     def _count(self, outcome: checkpoint.Outcome, seconds: float) -> None:

@@ -153,8 +153,12 @@ def _with_settings(session: Session, settings: dict[str, str]) -> Session:
         deadlock_timeout_ms = _one(
             session.execute("select setting::int from pg_settings where name = 'deadlock_timeout'")
         )
-        # Below the server's deadlock_timeout: the worker yields, never the LMS.
-        settings = settings | {"lock_timeout": f"{deadlock_timeout_ms * 4 // 5}ms"}
+        settings = settings | {
+            # Below the server's deadlock_timeout: the worker yields, never the LMS.
+            "lock_timeout": f"{deadlock_timeout_ms * 4 // 5}ms",
+            # Whatever the database's default is: a statement must see what the lock before it waited for (design §3).
+            "default_transaction_isolation": "read committed",
+        }
         if _one(session.execute("select current_setting('synchronous_commit')")) == "off":
             # A commit that Kafka heard of and a crash undid would publish what never happened.
             settings["synchronous_commit"] = "on"

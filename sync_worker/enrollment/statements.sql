@@ -206,9 +206,10 @@ delete from backfill where method_id = %(method)s
 
 -- :name blockers
 -- Who might have held the lock that this session gave up waiting for: transactions that touch our rows and do nothing.
+-- Of others' sessions a user without pg_read_all_stats sees only the name: state and times are null then, and mustn't hide the row.
 select a.pid, a.usename, a.application_name, a.state, extract(epoch from now() - a.xact_start)::float8
 from pg_stat_activity a
-where a.pid <> pg_backend_pid() and a.datname = current_database() and a.state <> 'idle' and a.xact_start is not null
-  and exists (select from pg_locks l where l.pid = a.pid and l.granted
+where a.pid <> pg_backend_pid() and a.datname = current_database() and a.state is distinct from 'idle'
+  and exists (select from pg_locks l where l.pid = a.pid and l.granted and l.database = (select oid from pg_database where datname = current_database())
               and (l.locktype = 'advisory' or l.relation in ('enrollment'::regclass, 'membership'::regclass)))
-order by a.xact_start limit 1
+order by a.xact_start nulls first limit 1
