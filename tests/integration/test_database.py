@@ -38,7 +38,8 @@ def test_tables_are_described_as_the_migrations_made_them(database_url: str) -> 
         )
         differences = compare_metadata(context, metadata)
     # Alembic leaves its own table out of what it reflects.
-    assert [difference for difference in differences if difference[1].name != "alembic_version"] == []
+    unexpected = [each for each in differences if each[0] != "add_table" or each[1].name != "alembic_version"]
+    assert unexpected == []
 
 
 def test_migrating_again_changes_nothing(database_url: str) -> None:
