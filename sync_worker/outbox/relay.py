@@ -113,7 +113,8 @@ class Relay:
         # Only now is the cursor's end final: nobody else can publish under this transactional id.
         cursor = read_cursor(self._broker, config, self._settings.cursor_topic, group)
         system_identifier = windows.system_identifier()
-        at = resume(windows.last(), cursor, system_identifier)
+        last = windows.last()
+        at = resume(last, cursor, system_identifier)
         log.info("relay_leads", next_window=at.next_number, resumed=at.window is not None)
         term = Term(
             self._settings,
@@ -127,6 +128,8 @@ class Relay:
         )
         if at.window is not None:
             term.publish(at.window, at.after_id)
+        elif last is not None:
+            windows.mark_published(last)  # complete in Kafka, but its relay may have died before it said so here
         number, from_ = at.next_number, at.next_from
         active_at = time.monotonic()
         while True:
