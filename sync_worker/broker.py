@@ -1,10 +1,10 @@
 """What the broker says about topics and offsets: identities, ends, and what the consumer group has committed.
 
-Asks and never changes anything. Each answer is bounded in time; a broker that is away is a RetryableError, a topic that
-isn't there a FatalError that says how to make it.
+Asks, and changes nothing but the consumer group's commits when told to. Each answer is bounded in time; a broker that is
+away is a RetryableError, a topic that isn't there a FatalError that says how to make it.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
@@ -114,6 +114,40 @@ class Broker:
             for where in found.topic_partitions
             if where.offset is not None and where.offset >= 0
         }
+
+    def at_time(self, partitions: Iterable[Partition], time_ms: int) -> dict[Partition, int]:
+        """The first offset of each partition whose record is not older than a time; its end where there is none."""
+        partitions = list(partitions)
+        ends = self.stable_end(partitions)
+        found = self._offsets(partitions, lambda: OffsetSpec.for_timestamp(time_ms))
+        return {partition: offset if offset >= 0 else ends[partition] for partition, offset in found.items()}
+
+    def members(self, group: str) -> dict[str, list[Partition]]:
+        """The members of a consumer group by their client's host and id, with the partitions each of them has."""
+        futures = self._admin.describe_consumer_groups([group], request_timeout=self._timeout_s)
+        try:
+            described: Any = futures[group].result(self._timeout_s + 1)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                return {}
+            raise self._faults.error(f"asking for group {group}", error) from error
+        return {
+            f"{member.host} {member.member_id}": [
+                Partition(where.topic, where.partition) for where in member.assignment.topic_partitions
+            ]
+            for member in described.members
+        }
+
+    def set_committed(self, group: str, offsets: Mapping[Partition, int]) -> None:
+        """Set what the group has committed; the broker refuses while it has members."""
+        wanted = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
+        (future,) = self._admin.alter_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=self._timeout_s
+        ).values()
+        altered: Any = self._result(f"setting the commits of group {group}", future)
+        for where in altered.topic_partitions:
+            if where.error is not None:
+                raise self._faults.error(f"setting the commit of {where.topic}[{where.partition}]", where.error)
 
     def max_message_bytes(self, topic: str) -> int:
         """The topic's `max.message.bytes`."""

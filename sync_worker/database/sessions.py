@@ -141,6 +141,9 @@ def relay_session(url: str) -> Session:
         connect(url, "relay"),
         {
             "search_path": "sync_worker,pg_temp",
+            # Every look at the outbox is by ranges of xid. Where much of it is published already, or dead rows that an old
+            # transaction keeps, "is there anything?" must not be answered by reading until something is found.
+            "enable_seqscan": "off",
             "jit": "off",
             "statement_timeout": f"{STATEMENT_TIMEOUT_S}s",
             "idle_in_transaction_session_timeout": "60s",

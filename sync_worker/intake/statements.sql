@@ -27,6 +27,14 @@ insert into input_topic (topic, topic_id, cluster_id) values (%(topic)s, %(topic
 insert into position (topic, partition, next_offset)
 select * from unnest(%(topics)s::text[], %(partitions)s::int[], %(offsets)s::bigint[]) order by 1, 2 on conflict do nothing
 
+-- :name topic_set
+insert into input_topic as t (topic, topic_id, cluster_id) values (%(topic)s, %(topic_id)s, %(cluster_id)s)
+on conflict (topic) do update set topic_id = excluded.topic_id, cluster_id = excluded.cluster_id, first_seen_at = now()
+
+-- :name position_set
+insert into position as p (topic, partition, next_offset) values (%(topic)s, %(partition)s, %(offset)s)
+on conflict (topic, partition) do update set next_offset = excluded.next_offset, updated_at = now()
+
 -- :name dead_letter
 with kept as (
   insert into dead_letter (topic, partition, record_offset, record_timestamp_ms, key, value, header_names, header_values, reason, detail)

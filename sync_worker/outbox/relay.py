@@ -20,7 +20,7 @@ from sync_worker.outbox.encoding import ChangeEncoder
 from sync_worker.outbox.lease import Lease
 from sync_worker.outbox.publisher import Publisher
 from sync_worker.outbox.term import Term
-from sync_worker.outbox.windows import Window, Windows
+from sync_worker.outbox.windows import CLEAN_STEP_ROWS, Window, Windows
 from sync_worker.service.health import Health
 from sync_worker.service.metrics import Metrics, Retry
 from sync_worker.settings import Settings
@@ -162,5 +162,6 @@ class Relay:
     def _clean(self, windows: Windows, window: Window) -> None:
         if time.monotonic() - self._cleaned_at < CLEAN_EVERY_S:
             return
-        windows.clean(window)
-        self._cleaned_at = time.monotonic()
+        # After a full step there is more: the outbox must not grow while events come faster than steps.
+        if windows.clean(window) < CLEAN_STEP_ROWS:
+            self._cleaned_at = time.monotonic()

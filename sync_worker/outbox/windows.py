@@ -91,7 +91,8 @@ class Windows:
     def chunks(self, window: Window, after_id: int, rows: int) -> Iterator[list[Row]]:
         """The rows of a window above an id, in lists of at most `rows`, at least one list (which may be empty).
 
-        Most windows are small: one statement. A large one is read on through one server-side cursor.
+        Most windows are small: one statement. A large one is read on through one server-side cursor; it is held over the
+        end of its transaction, so that what is written between the lists (a truncated dead letter) stands by itself.
         """
         scope: dict[str, Any] = {"from": window.from_, "to": window.to, "last": after_id}
         limited = sql.SQL(SQL["window_rows"]) + sql.SQL(f" limit {rows:d}")
@@ -99,7 +100,7 @@ class Windows:
         yield first
         if len(first) < rows:
             return
-        with self._session.transaction(), self._session.cursor(name="relay_window") as cursor:
+        with self._session.cursor(name="relay_window", withhold=True) as cursor:
             cursor.itersize = rows
             cursor.execute(SQL["window_rows"], scope | {"last": first[-1].id})
             while chunk := [_row(row) for row in cursor.fetchmany(rows)]:
