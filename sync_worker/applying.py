@@ -79,6 +79,7 @@ class Applying:
             # Nothing is lost: its positions did not move, and whoever reads them next applies it.
             log.warning("batch_abandoned", reason=str(error))
         finally:
+            self._handoff.abandon()
             if self._session is not None:
                 self._session.close()
 

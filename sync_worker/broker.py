@@ -18,7 +18,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType  # type: ignore[attr-defined]  # re-exported
 
-from sync_worker.errors import FatalError
+from sync_worker.errors import FatalError, RetryableError
 from sync_worker.events import Partition
 from sync_worker.kafka_errors import KafkaFaults
 from sync_worker.settings import Settings
@@ -26,6 +26,10 @@ from sync_worker.settings import Settings
 _T = TypeVar("_T")
 
 REQUEST_TIMEOUT_S = 10.0
+_OTHER_LEADER = frozenset({
+    KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+})  # fmt: skip
 
 
 class TopicFacts(NamedTuple):
@@ -58,7 +62,7 @@ class Broker:
         found, missing = {}, []
         for name, future in asked.items():
             try:
-                described = future.result(self._timeout_s + 1)
+                described = self._answer(f"asking for topic {name}", future)
             except KafkaException as error:
                 if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                     missing.append(name)
@@ -93,6 +97,20 @@ class Broker:
         asked = {TopicPartition(partition.topic, partition.number): spec() for partition in partitions}
         if not asked:
             return {}
+        try:
+            return self._list_offsets(asked, isolation)
+        except RetryableError as error:
+            if not _has_other_leader(error):
+                raise
+        # After a restart or an election librdkafka goes on asking by the leader and epoch it knows, until it is told to look.
+        for topic in {where.topic for where in asked}:
+            try:
+                self._admin.list_topics(topic, timeout=self._timeout_s)
+            except KafkaException as error:
+                raise self._faults.error(f"asking who leads {topic}", error) from error
+        return self._list_offsets(asked, isolation)
+
+    def _list_offsets(self, asked: dict[TopicPartition, OffsetSpec], isolation: IsolationLevel) -> dict[Partition, int]:
         futures = self._admin.list_offsets(asked, isolation_level=isolation, request_timeout=self._timeout_s)
         return {
             Partition(where.topic, where.partition): self._result(f"asking for offsets of {where.topic}", future).offset
@@ -158,6 +176,17 @@ class Broker:
 
     def _result(self, doing: str, future: "Future[_T]") -> _T:
         try:
-            return future.result(self._timeout_s + 1)
+            return self._answer(doing, future)
         except KafkaException as error:
             raise self._faults.error(doing, error) from error
+
+    def _answer(self, doing: str, future: "Future[_T]") -> _T:
+        try:
+            return future.result(self._timeout_s + 1)
+        except TimeoutError as error:  # this process stood still for a while, and the client hasn't noticed yet
+            raise RetryableError(f"{doing}: no answer within {self._timeout_s:g} s") from error
+
+
+def _has_other_leader(error: RetryableError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, KafkaException) and cause.args[0].code() in _OTHER_LEADER

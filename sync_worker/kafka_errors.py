@@ -21,6 +21,21 @@ _AWAY: Final = frozenset({
     KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._TIMED_OUT,
     KafkaError._TIMED_OUT_QUEUE, KafkaError._MSG_TIMED_OUT,
 })  # fmt: skip
+# What a broker says while it starts or hands over to another, which Kafka's own clients try again. Asked for by the
+# admin client, librdkafka doesn't mark it as retriable.
+_PASSING: Final = frozenset({
+    KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.OFFSET_NOT_AVAILABLE, KafkaError.PREFERRED_LEADER_NOT_AVAILABLE,
+    KafkaError.ELIGIBLE_LEADERS_NOT_AVAILABLE, KafkaError.REPLICA_NOT_AVAILABLE, KafkaError.KAFKA_STORAGE_ERROR,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.NOT_COORDINATOR,
+    KafkaError.UNSTABLE_OFFSET_COMMIT, KafkaError.CONCURRENT_TRANSACTIONS, KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError.FENCED_MEMBER_EPOCH,
+    KafkaError.STALE_MEMBER_EPOCH, KafkaError.NOT_CONTROLLER, KafkaError.STALE_BROKER_EPOCH,
+    KafkaError.BROKER_NOT_AVAILABLE, KafkaError.NETWORK_EXCEPTION, KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.REBOOTSTRAP_REQUIRED, KafkaError.THROTTLING_QUOTA_EXCEEDED, KafkaError.NOT_ENOUGH_REPLICAS,
+    KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND, KafkaError._WAIT_COORD, KafkaError._WAIT_CACHE,
+    KafkaError._UNKNOWN_BROKER, KafkaError._NODE_UPDATE, KafkaError._DESTROY_BROKER, KafkaError._RETRY,
+})  # fmt: skip
 
 
 class KafkaFaults:
@@ -53,5 +68,5 @@ class KafkaFaults:
         if error.code() in _AWAY:
             reason = f" ({last.str()})" if last is not None else ""
             return RetryableError(f"{doing}: Kafka at {self._address} does not answer{reason}")
-        kind = RetryableError if error.retriable() else FatalError
+        kind = RetryableError if error.retriable() or error.code() in _PASSING else FatalError
         return kind(f"{doing}: {error.str()}")

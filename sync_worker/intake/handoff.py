@@ -63,6 +63,7 @@ class Handoff:
         self._replies: deque[Reply] = deque()
         self._busy = False
         self._closed = False
+        self._abandoned = False
 
     # the consumer's side
 
@@ -101,9 +102,9 @@ class Handoff:
             self._condition.notify_all()
 
     def wait_until_idle(self, timeout_s: float) -> bool:
-        """True once everything handed over is applied, or False after `timeout_s`."""
+        """True once everything handed over is applied, or never will be; False after `timeout_s`."""
         with self._condition:
-            return self._condition.wait_for(lambda: not self._work and not self._busy, timeout_s)
+            return self._condition.wait_for(lambda: self._abandoned or (not self._work and not self._busy), timeout_s)
 
     # the applying side
 
@@ -123,6 +124,12 @@ class Handoff:
     def reply(self, reply: Reply) -> None:
         with self._condition:
             self._replies.append(reply)
+
+    def abandon(self) -> None:
+        """The applying thread is gone: nothing that was handed over will be applied, so nobody needs to wait for it."""
+        with self._condition:
+            self._abandoned = True
+            self._condition.notify_all()
 
     @property
     def finished(self) -> bool:

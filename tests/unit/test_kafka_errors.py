@@ -56,3 +56,18 @@ def test_any_other_error_is_an_outage_only_if_kafka_says_so(
     error = said().error("reading x", failed)
     assert type(error) is kind
     assert str(error).startswith("reading x: ")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError._WAIT_COORD,
+    ],
+)
+def test_what_a_broker_says_while_it_starts_is_waited_for_though_librdkafka_does_not_mark_it(code: int) -> None:
+    error = said().error("asking for offsets of x", KafkaException(KafkaError(code)))
+    assert isinstance(error, RetryableError)
