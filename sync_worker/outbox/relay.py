@@ -75,24 +75,26 @@ class Relay:
 
     def run(self) -> None:
         lease: Lease | None = None
-        while not self._stop.is_set():
-            self._health.beat(LOOP)
-            try:
-                with translated():
-                    lease = lease or Lease(self._url, self._holder)
-                    if lease.hold():
-                        self._lead(lease)
-                    else:
-                        self._stop.wait(STANDBY_POLL_S)
-            except RetryableError as error:
-                self._metrics.retries.labels(Retry.BROKER).inc()
-                log.warning("relay_interrupted", reason=str(error))
-                if lease is not None:
-                    lease.close()
-                    lease = None
-                self._stop.wait(RETRY_S)
-        if lease is not None:
-            lease.close()
+        try:
+            while not self._stop.is_set():
+                self._health.beat(LOOP)
+                try:
+                    with translated():
+                        lease = lease or Lease(self._url, self._holder)
+                        if lease.hold():
+                            self._lead(lease)
+                        else:
+                            self._stop.wait(STANDBY_POLL_S)
+                except RetryableError as error:
+                    self._metrics.retries.labels(Retry.BROKER).inc()
+                    log.warning("relay_interrupted", reason=str(error))
+                    if lease is not None:
+                        lease.close()
+                        lease = None
+                    self._stop.wait(RETRY_S)
+        finally:
+            if lease is not None:
+                lease.close()
 
     def _lead(self, lease: Lease) -> None:
         """Take over from whoever led before, and publish until the lease is lost or the worker stops."""
