@@ -1,0 +1,117 @@
+"""What is published: methods, and memberships that each touch every method of one segment, so that what must come of it is known.
+
+The same facts as Kafka records and as decoded records for the bare SQL. Encoded before any clock runs; must never depend
+on the worker's own encoder.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from io import BytesIO
+from pathlib import Path
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import fastavro
+from fastavro.schema import fingerprint, to_parsing_canonical_form
+
+from sync_worker.events import CourseId, EventId, Membership, Method, MethodId, Partition, Record, SegmentId, UserId
+
+SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
+START_US = 1_767_225_600_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A record as a publisher sends it."""
+
+    key: bytes
+    value: bytes
+
+
+@dataclass(frozen=True)
+class Load:
+    """`users` people, each of them in one of `segments` segments, each of which has `methods` methods in courses of their own."""
+
+    users: int
+    methods: int
+    segments: int = 100
+    seed: int = 1
+    _random: Random = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_random", Random(self.seed))
+
+    @property
+    def pairs(self) -> int:
+        """How many (course, user) pairs it touches."""
+        return self.users * self.methods
+
+    @cached_property
+    def segment_ids(self) -> list[bytes]:
+        return [self._id() for _ in range(self.segments)]
+
+    @cached_property
+    def method_events(self) -> list[Method]:
+        return [
+            Method(
+                method_id=MethodId(self._id()), version=1, course_id=CourseId(self._id()), segment_id=SegmentId(segment),
+                segment_name="A segment", kind="SEGMENT_SYNC", name="A method", active=True, visible=True, role="student", group_id=None,
+                on_removal="UNENROLL", deleted=False, event_id=EventId(self._id()), occurred_at=START_US, traceparent=None,
+            )
+            for segment in self.segment_ids
+            for _ in range(self.methods)
+        ]  # fmt: skip
+
+    @cached_property
+    def people(self) -> list[tuple[bytes, bytes]]:
+        """(segment, user) of each membership."""
+        return [(self.segment_ids[n % self.segments], self._id()) for n in range(self.users)]
+
+    def memberships(self, *, is_member: bool, version: int) -> list[Membership]:
+        return [
+            Membership(
+                SegmentId(segment), UserId(user), is_member, version, EventId(self._id()), START_US + version, None
+            )
+            for segment, user in self.people
+        ]
+
+    def _id(self) -> bytes:
+        return UUID(int=self._random.getrandbits(128), version=4).bytes
+
+
+def as_records(events: list[Membership]) -> list[Record]:
+    """As intake hands them over."""
+    partition = Partition("memory", 0)
+    return [Record(partition, n, event) for n, event in enumerate(events, start=1)]
+
+
+def as_published(events: list[Membership] | list[Method]) -> list[Published]:
+    """As a publisher sends them, in single-object encoding."""
+    return list(_published(events))
+
+
+def _published(events: list[Membership] | list[Method]) -> Iterator[Published]:
+    for event in events:
+        fields = {
+            name: str(UUID(bytes=value)) if isinstance(value, bytes) else value
+            for name, value in event._asdict().items()
+        }
+        if isinstance(event, Method):
+            name, key = "EnrollmentMethodChanged", fields["method_id"]
+        else:
+            name, key = ("SegmentMemberAdded" if event.is_member else "SegmentMemberRemoved"), fields["user_id"]
+        parsed, prefix = _schema(name)
+        buffer = BytesIO(prefix)
+        buffer.seek(len(prefix))
+        fastavro.schemaless_writer(buffer, parsed, fields)
+        yield Published(key.encode(), buffer.getvalue())
+
+
+@cache
+def _schema(name: str) -> tuple[Any, bytes]:
+    raw = json.loads((SCHEMAS / f"{name}.avsc").read_text("utf-8"))
+    mark = b"\xc3\x01" + bytes.fromhex(fingerprint(to_parsing_canonical_form(raw), "CRC-64-AVRO"))
+    return fastavro.parse_schema(raw), mark
