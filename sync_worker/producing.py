@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from sync_worker.errors import SyncWorkerError
 from sync_worker.events import RecordName
+from sync_worker.interrupts import Interrupts
 from sync_worker.kafka_errors import KafkaFaults
 from sync_worker.publishing import InvalidLine, LineEncoder, Publication
 from sync_worker.schema.registry import registry_of
@@ -34,6 +35,7 @@ class Publisher:
         self.invalid = 0
         self.undelivered = 0
         self._on_fault = on_fault
+        self._interrupts = Interrupts()
         self._faults = KafkaFaults(settings.kafka_bootstrap_servers)
         self._encoder = LineEncoder(load_schemas(settings.schema_dir), _topics(settings), registry_of(settings))
         self._producer = Producer(
@@ -55,6 +57,10 @@ class Publisher:
 
         Raises what isn't a line's fault (the registry is away), with the line it stopped at.
         """
+        with self._interrupts.installed():
+            self._publish(lines)
+
+    def _publish(self, lines: Iterable[bytes]) -> None:
         number = 0
         try:
             for number, line in enumerate(lines, start=1):
@@ -63,7 +69,11 @@ class Publisher:
         except SyncWorkerError as error:
             raise type(error)(f"stopped at line {number}, the lines before it are done: {error}") from error
         finally:
-            self._flush()
+            try:
+                self._flush()
+            except KeyboardInterrupt:  # Ctrl-C may come just here; only a second one may cut short what is on its way
+                self._flush()
+                raise
 
     def _one(self, number: int, line: bytes) -> None:
         try:
@@ -81,6 +91,10 @@ class Publisher:
             raise InvalidLine(f"its topic {topic} does not exist; `sync-worker topics create` makes it")
 
     def _produce(self, number: int, publication: Publication) -> None:
+        with self._interrupts.shield():
+            self._enqueue(number, publication)
+
+    def _enqueue(self, number: int, publication: Publication) -> None:
         while True:
             try:
                 self._producer.produce(
@@ -109,8 +123,10 @@ class Publisher:
     def _flush(self) -> None:
         # Each record ends by itself within its delivery timeout, acknowledged or not. In short waits, as a signal is
         # seen only between them.
-        while self._producer.flush(0.5):
-            pass
+        while True:
+            with self._interrupts.shield():
+                if not self._producer.flush(0.5):
+                    return
 
     def _existing_topics(self) -> frozenset[str]:
         try:

@@ -32,7 +32,11 @@ select count(*), count(dead_letter_id), extract(epoch from clock_timestamp() - m
 
 
 def read_status(settings: Settings, broker: Broker | None = None) -> dict[str, Any]:
-    """The document. Raises RetryableError while the database or the broker is away."""
+    """The document. Raises RetryableError while the database or the broker is away.
+
+    `at` is before everything in it: what was published until then is what `settled` speaks of.
+    """
+    at = datetime.now(UTC)
     broker = broker or Broker(settings)
     topics = broker.topics(settings.input_topics)
     partitions = [Partition(topic, number) for topic in topics for number in range(topics[topic].partitions)]
@@ -44,7 +48,7 @@ def read_status(settings: Settings, broker: Broker | None = None) -> dict[str, A
         poolclass=NullPool,
     )
     with translated(), engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
-        return _document(connection, ends, earliest)
+        return {**_document(connection, ends, earliest), "at": at.isoformat()}
 
 
 def _document(
@@ -73,7 +77,6 @@ def _document(
         "relay": {"window": newest.number if newest else 0, "published": bool(newest.published) if newest else True},
         "schema_revision": revision,
         "version": __version__,
-        "at": datetime.now(UTC).isoformat(),
     }
 
 

@@ -154,6 +154,29 @@ def test_a_bad_line_is_named_and_nothing_after_it_is_lost(commands: Commands, tm
     assert len(records_of(commands.settings, commands.settings.membership_topic)) == 3
 
 
+def test_an_interrupt_ends_publishing_with_a_true_count(commands: Commands) -> None:
+    """Ctrl-C comes while records are on their way, where librdkafka would lose it."""
+    process = commands.start("publish")
+    assert process.stdin is not None
+    line = json.dumps(ADDED | {"version": 1}) + "\n"
+    try:
+        deadline = time.monotonic() + 60
+        while (
+            time.monotonic() < deadline and len(records_of(commands.settings, commands.settings.membership_topic)) < 500
+        ):
+            process.stdin.write(line * 500)
+            process.stdin.flush()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "interrupted" in err
+    assert "defect" not in err
+    published = int(err.split(" published")[0].split()[-1])
+    assert published == len(records_of(commands.settings, commands.settings.membership_topic)) >= 500
+
+
 def test_progress_is_shown_on_a_terminal(commands: Commands, tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     file.write_text((json.dumps(ADDED) + "\n") * 20)
