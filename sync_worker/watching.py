@@ -19,6 +19,7 @@ from sync_worker.settings import Settings
 
 LOOP = "watch"
 EVERY_S = 5.0
+AGAIN_AFTER_S = 0.5
 
 log = structlog.get_logger(__name__)
 
@@ -49,13 +50,13 @@ class Watching:
         try:
             while not self._stop.is_set():
                 self._health.beat(LOOP)
-                self._look()
-                self._stop.wait(EVERY_S)
+                self._stop.wait(EVERY_S if self._look() else AGAIN_AFTER_S)
         finally:
             if self._session is not None:
                 self._session.close()
 
-    def _look(self) -> None:
+    def _look(self) -> bool:
+        """False where something was away."""
         try:
             topics = self._broker.topics(self._settings.input_topics)
             partitions = [Partition(topic, number) for topic in topics for number in range(topics[topic].partitions)]
@@ -67,19 +68,23 @@ class Watching:
                 positions.check_topics(session, self._broker, self._settings.input_topics)
                 standing = positions.read(session, partitions)
         except ConnectionLost as error:
-            # The applying thread says so, and has more to lose.
-            log.debug("watch_without_database", reason=str(error))
-            return
+            # While nothing is to be applied, nobody else would notice.
+            if self._health.set_ready("database", ok=False, reason=str(error)):
+                log.error("database_away", reason=str(error))
+            return False
         except RetryableError as error:
             if self._health.set_ready("broker", ok=False, reason=str(error)):
                 log.error("broker_away", reason=str(error))
-            return
+            return False
+        if self._health.set_ready("database", ok=True):
+            log.info("database_back")
         assigned = self._assigned()
         for partition in self._reported - assigned:
             self._metrics.forget_partition(partition)
         self._reported = frozenset(partition for partition in assigned if partition in standing and partition in ends)
         for partition in self._reported:
             self._metrics.set_partition(partition, standing[partition], ends[partition])
+        return True
 
     def _open(self) -> Session:
         if self._session is None or self._session.closed:

@@ -16,6 +16,7 @@ from sync_worker.kafka_errors import KafkaFaults
 # A dead relay holds back read_committed consumers for as long as this.
 TRANSACTION_TIMEOUT_S = 15.0
 _MAX_RECORD_BYTES = 100_000_000
+_MAX_BATCH_BYTES = 1_000_000
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +32,10 @@ class RecordTooLarge(RetryableError):
 class Publisher:
     """One producer with the group's transactional id. Making it fences whoever had that id before."""
 
-    def __init__(self, config: Mapping[str, Any], group: str, address: str, *, logger: Any = None) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], group: str, address: str, batch_bytes: int, *, logger: Any = None
+    ) -> None:
+        """batch_bytes: how large a batch of several records may be, which is what the topics' limits are for."""
         self._faults = KafkaFaults(address)
         settings = dict(config) | self._faults.config
         settings |= {
@@ -43,6 +47,7 @@ class Publisher:
             "partitioner": "murmur2_random",
             # The broker's own limit decides, not the client's.
             "message.max.bytes": _MAX_RECORD_BYTES,
+            "batch.size": min(batch_bytes, _MAX_BATCH_BYTES),
             "linger.ms": 5,
             # A transaction right after another waits this long for the coordinator; the default of 100 ms is most of the latency.
             "retry.backoff.ms": 2,

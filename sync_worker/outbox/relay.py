@@ -84,9 +84,11 @@ class Relay:
                         if lease.hold():
                             self._lead(lease)
                         else:
+                            self._health.set_ready("relay", ok=True)  # another worker publishes
                             self._stop.wait(STANDBY_POLL_S)
                 except RetryableError as error:
                     self._metrics.retries.labels(Retry.BROKER).inc()
+                    self._health.set_ready("relay", ok=False, reason=str(error))
                     log.warning("relay_interrupted", reason=str(error))
                     if lease is not None:
                         lease.close()
@@ -109,7 +111,10 @@ class Relay:
 
     def _publish_until_stopped(self, lease: Lease, windows: Windows) -> None:
         config, group = self._settings.kafka_client_config(), self._settings.consumer_group
-        publisher = Publisher(config, group, self._settings.kafka_bootstrap_servers, logger=self._logger)
+        # A batch of many records may not be larger than the topic's limit either.
+        topics = (self._settings.changes_topic, self._settings.dead_letters_topic)
+        batch_bytes = min(self._broker.max_message_bytes(topic) for topic in topics)
+        publisher = Publisher(config, group, self._settings.kafka_bootstrap_servers, batch_bytes, logger=self._logger)
         publisher.fence()
         reach("relay_fenced")
         # Only now is the cursor's end final: nobody else can publish under this transactional id.
@@ -120,7 +125,7 @@ class Relay:
         log.info("relay_leads", next_window=at.next_number, resumed=at.window is not None)
         term = Term(
             self._settings,
-            self._broker.max_message_bytes(self._settings.dead_letters_topic),
+            lambda: self._broker.max_message_bytes(self._settings.dead_letters_topic),
             windows,
             publisher,
             self._make_encoder(),
@@ -128,6 +133,7 @@ class Relay:
             self._too_large,
             lambda: self._hold(lease),
         )
+        self._health.set_ready("relay", ok=True)
         if at.window is not None:
             term.publish(at.window, at.after_id)
         elif last is not None:

@@ -32,7 +32,7 @@ class Term:
     def __init__(
         self,
         settings: Settings,
-        dead_letter_bytes: int,
+        dead_letter_limit: Callable[[], int],
         windows: Windows,
         publisher: Publisher,
         encoder: ChangeEncoder,
@@ -40,12 +40,13 @@ class Term:
         too_large: set[int],
         hold: Callable[[], None],
     ) -> None:
-        """dead_letter_bytes: the topic's limit. too_large: dead letters that the broker refused all the same; outlives the term.
+        """dead_letter_limit: asks for the topic's. too_large: dead letters that the broker refused all the same; outlives the term.
 
         hold: called before each transaction; raises where this worker no longer leads.
         """
         self._settings = settings
-        self._dead_letter_bytes = dead_letter_bytes
+        self._dead_letter_limit = dead_letter_limit
+        self._dead_letter_bytes = dead_letter_limit()
         self._windows = windows
         self._publisher = publisher
         self._encoder = encoder
@@ -81,7 +82,8 @@ class Term:
                 self._records(chunk, changes), (self._settings.cursor_topic, self._group, cursor.to_bytes())
             )
         except RecordTooLarge as refused:
-            if isinstance(refused.tag, int):
+            # Where the limit was lowered meanwhile, the next term goes by the new one.
+            if isinstance(refused.tag, int) and self._dead_letter_limit() == self._dead_letter_bytes:
                 self._too_large.add(refused.tag)
             raise
         reach("relay_committed")
