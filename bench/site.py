@@ -16,7 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 import psycopg
-from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from bench.errors import WrongResult
@@ -27,6 +27,13 @@ from sync_worker.topics import create_topics
 
 PARTITIONS = 6
 TIMEOUT_S = 300.0
+# What a fresh broker says of a group for a moment.
+_NOT_YET = {
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.GROUP_ID_NOT_FOUND,
+}
 _TOPICS = ("membership", "methods", "sources", "changes", "dead_letters", "cursor")
 
 
@@ -67,11 +74,12 @@ class BenchSite:
         self._producer = Producer(
             {
                 "bootstrap.servers": stack.kafka.bootstrap_servers,
+                "log_level": 0,
                 "linger.ms": 5,
                 "queue.buffering.max.messages": 1_000_000,
             }
         )
-        self._admin = AdminClient({"bootstrap.servers": stack.kafka.bootstrap_servers})
+        self._admin = AdminClient({"bootstrap.servers": stack.kafka.bootstrap_servers, "log_level": 0})
         create_topics(self.settings, PARTITIONS, 1)
 
     # workers
@@ -94,7 +102,12 @@ class BenchSite:
     def _shared_out(self) -> bool:
         self.check_workers()
         group = self.settings.consumer_group
-        members = self._admin.describe_consumer_groups([group])[group].result(10).members
+        try:
+            members = self._admin.describe_consumer_groups([group])[group].result(10).members
+        except KafkaException as error:
+            if error.args[0].code() in _NOT_YET:
+                return False
+            raise
         sizes = [len(member.assignment.topic_partitions) for member in members]
         assigned = 3 * PARTITIONS
         started = sum(log.read_text("utf-8").count('"partition_started"') for _, log in self._workers)
