@@ -84,7 +84,8 @@ class Applying:
                 self._session.close()
 
     def _establish(self, asked: Establish) -> Established:
-        found = positions.establish(self._open(), self._broker, self._group, asked.partitions)
+        with translated():
+            found = positions.establish(self._open(), self._broker, self._group, asked.partitions)
         return Established(found, asked.generation)
 
     def _apply(self, batch: Batch) -> None:
@@ -99,12 +100,12 @@ class Applying:
             if trusted:
                 # Until a fault the batch knows where its partitions stand; afterwards only the database does.
                 trusted = False
-                checkpoint.commit(session, batch.records, batch.before, outcome)
+                checkpoint.commit(session, batch.records, batch.before, outcome, self._between)
                 return
             now = self._positions(session, batch)
             rewound.update(partition for partition, before in batch.before.items() if now.get(partition, -1) < before)
             left = [record for record in _above(batch.records, now) if record.partition not in rewound]
-            checkpoint.commit(session, left, now, outcome)
+            checkpoint.commit(session, left, now, outcome, self._between)
 
         while True:
             try:
@@ -120,6 +121,12 @@ class Applying:
         self._count(outcome, time.perf_counter() - started)
         if outcome.changes or outcome.rejected:
             self._on_committed()
+
+    def _between(self) -> None:
+        """A batch may be many transactions: each is progress, and a place to stop when the drain limit is over."""
+        self._health.beat(LOOP)
+        if self._abandon.is_set():
+            raise RetryableError("the worker stops")
 
     def _positions(self, session: Session, batch: Batch) -> dict[Partition, int]:
         with translated():

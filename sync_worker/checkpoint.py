@@ -5,13 +5,13 @@ have to decide between two records of one version; each of them moves the positi
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sync_worker.database.sessions import DataRejected, Session, translated
 from sync_worker.enrollment import apply, methods
 from sync_worker.enrollment.folding import Facts, Results, fold, segments_of
-from sync_worker.errors import RejectionReason
+from sync_worker.errors import FatalError, RejectionReason
 from sync_worker.events import Partition, Record, Rejection
 from sync_worker.failpoints import reach
 from sync_worker.intake import dead_letters, positions
@@ -29,14 +29,22 @@ class Outcome:
     transactions: int = 0
 
 
-def commit(session: Session, records: Sequence[Record], before: Mapping[Partition, int], outcome: Outcome) -> None:
+def commit(
+    session: Session,
+    records: Sequence[Record],
+    before: Mapping[Partition, int],
+    outcome: Outcome,
+    between: Callable[[], None] = lambda: None,
+) -> None:
     """Apply records in order, in as few transactions as the rules allow; `outcome` grows with each one that commits.
 
-    before: where the partitions stand. Raises positions.PositionsMoved where they don't, RetryableError in an outage; what
+    before: where the partitions stand. between: called before each transaction, where a long batch reports progress or, by
+    raising, is given up. Raises positions.PositionsMoved where they don't, RetryableError in an outage; what
     was not committed by then can be tried again.
     """
     at = dict(before)
     while records:
+        between()
         with translated():
             fan_out = apply.fan_out(session, segments_of(records))
         facts = fold(records, fan_out)
@@ -44,7 +52,7 @@ def commit(session: Session, records: Sequence[Record], before: Mapping[Partitio
         try:
             _transaction(session, facts, part, at, outcome)
         except DataRejected as refused:
-            _isolate(session, part, at, outcome, refused)
+            _isolate(session, part, at, outcome, between, refused)
         for record in part:
             at[record.partition] = record.next_offset
         records = records[facts.consumed :]
@@ -75,19 +83,25 @@ def _transaction(
 
 
 def _isolate(
-    session: Session, records: Sequence[Record], at: Mapping[Partition, int], outcome: Outcome, refused: DataRejected
+    session: Session,
+    records: Sequence[Record],
+    at: Mapping[Partition, int],
+    outcome: Outcome,
+    between: Callable[[], None],
+    refused: DataRejected,
 ) -> None:
     """PostgreSQL refused the batch for its data: halve it until the record is alone, and reject that one (design §6)."""
     if len(records) == 1:
         (record,) = records
+        if record.message is None or isinstance(record.content, Rejection):
+            raise FatalError(
+                f"PostgreSQL refuses to store even the rejection of {record.partition}: {refused}"
+            ) from refused
         verdict = Rejection(RejectionReason.REJECTED_BY_DATABASE, str(refused))
-        commit(session, [Record(record.partition, record.next_offset, verdict, record.message)], at, outcome)
+        rejected = Record(record.partition, record.next_offset, verdict, record.message, record.headers)
+        commit(session, [rejected], at, outcome, between)
         return
     middle = len(records) // 2
-    commit(session, records[:middle], at, outcome)
-    commit(
-        session,
-        records[middle:],
-        dict(at) | {record.partition: record.next_offset for record in records[:middle]},
-        outcome,
-    )
+    commit(session, records[:middle], at, outcome, between)
+    moved = dict(at) | {record.partition: record.next_offset for record in records[:middle]}
+    commit(session, records[middle:], moved, outcome, between)

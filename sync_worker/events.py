@@ -123,28 +123,29 @@ class Rejection(NamedTuple):
     detail: str
 
 
-class Bytes(NamedTuple):
-    """What a dead letter must give back unchanged: the record as Kafka delivered it."""
-
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes | None]]
-    timestamp_ms: int | None
+Headers = Sequence[tuple[str, bytes | None]]
 
 
 class Record:
     """One step of an input partition: an event, a rejected record, or (content None) something that only moves the position.
 
     `next_offset` is the partition's position once this record is applied. `message` keeps the Kafka message for as long as
-    it may still become a dead letter; None where the record is only an end-of-partition mark.
+    it may still become a dead letter; None where the record is only an end-of-partition mark. `headers` are the message's,
+    read once; None where they can't be read at all.
     """
 
-    __slots__ = ("content", "message", "next_offset", "partition")
+    __slots__ = ("content", "headers", "message", "next_offset", "partition")
 
     def __init__(
-        self, partition: Partition, next_offset: int, content: "Event | Rejection | None", message: Any = None
+        self,
+        partition: Partition,
+        next_offset: int,
+        content: "Event | Rejection | None",
+        message: Any = None,  # a confluent_kafka.Message, which only intake may know
+        headers: Headers | None = (),
     ) -> None:
         self.partition = partition
         self.next_offset = next_offset
         self.content = content
         self.message = message
+        self.headers = headers

@@ -1,9 +1,11 @@
 """Kafka's errors as the worker's own: which one means "wait", which one "stop and do this" (design §6).
 
-For the commands. A client's error callback tells the reason (a refused password, a name that isn't known), the call
+A client's error callback tells the reason (a refused password, a name that isn't known), the call
 that failed afterwards only that it took too long. So both are put into the message.
 """
 
+import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from confluent_kafka import KafkaError
@@ -16,9 +18,11 @@ _NOT_ALLOWED: Final = {
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: "cluster",
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "transactional id",
 }
-_LOGIN: Final = frozenset({KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._SSL})
+# Not a failed TLS handshake (_SSL): a broker that restarts breaks one off, too.
+_LOGIN: Final = frozenset({KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED})
+COMPLAINT_MAX_AGE_S: Final = 30.0
 _AWAY: Final = frozenset({
-    KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._TIMED_OUT,
+    KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._SSL, KafkaError._TIMED_OUT,
     KafkaError._TIMED_OUT_QUEUE, KafkaError._MSG_TIMED_OUT,
 })  # fmt: skip
 # What a broker says while it starts or hands over to another, which Kafka's own clients try again. Asked for by the
@@ -41,9 +45,11 @@ _PASSING: Final = frozenset({
 class KafkaFaults:
     """What a client complained about, kept for the message of the call that failed. `config` goes to the client."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._address = address
+        self._clock = clock
         self._last: KafkaError | None = None
+        self._noted_at = float("-inf")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -52,21 +58,44 @@ class KafkaFaults:
 
     def _noted(self, error: KafkaError) -> None:
         # "All brokers down" follows the reason and would hide it.
-        if self._last is None or error.code() != KafkaError._ALL_BROKERS_DOWN:
-            self._last = error
+        if self._complaint() is None or error.code() != KafkaError._ALL_BROKERS_DOWN:
+            self._last, self._noted_at = error, self._clock()
+
+    def _complaint(self) -> KafkaError | None:
+        """What was complained about lately. Older complaints are of other faults."""
+        return self._last if self._clock() - self._noted_at < COMPLAINT_MAX_AGE_S else None
 
     def error(self, doing: str, failed: KafkaError | Exception) -> SyncWorkerError:
         """The worker's error for a call that failed while `doing` something ("creating topics")."""
         error: Any = failed.args[0] if isinstance(failed, Exception) and failed.args else failed
         if not isinstance(error, KafkaError):
             return FatalError(f"{doing}: {failed}")
-        last = self._last
-        if last is not None and last.code() in _LOGIN:
-            return FatalError(f"{doing}: Kafka at {self._address} refused the login: {last.str()}")
-        if error.code() in _NOT_ALLOWED:
-            return FatalError(f"{doing}: not allowed to use this {_NOT_ALLOWED[error.code()]}: {error.str()}")
+        if refused := self._refused(doing, error):
+            return refused
         if error.code() in _AWAY:
-            reason = f" ({last.str()})" if last is not None else ""
+            complaint = self._complaint()
+            reason = f" ({complaint.str()})" if complaint is not None else ""
             return RetryableError(f"{doing}: Kafka at {self._address} does not answer{reason}")
         kind = RetryableError if error.retriable() or error.code() in _PASSING else FatalError
         return kind(f"{doing}: {error.str()}")
+
+    def waited_for(self, doing: str, failed: KafkaError | Exception) -> SyncWorkerError:
+        """The same for a loop of `run`, which waits for whatever an operator needn't mend: a broker's error may pass."""
+        error = self.error(doing, failed)
+        if isinstance(error, RetryableError):
+            return error
+        kafka_error: Any = failed.args[0] if isinstance(failed, Exception) and failed.args else failed
+        if isinstance(kafka_error, KafkaError) and self._refused(doing, kafka_error) is None:
+            return RetryableError(str(error))
+        return error
+
+    def _refused(self, doing: str, error: KafkaError) -> FatalError | None:
+        """What only an operator can mend: a refused login or a missing right."""
+        complaint = self._complaint()
+        if complaint is not None and complaint.code() in _LOGIN:
+            return FatalError(f"{doing}: Kafka at {self._address} refused the login: {complaint.str()}")
+        if error.code() in _LOGIN:
+            return FatalError(f"{doing}: Kafka at {self._address} refused the login: {error.str()}")
+        if error.code() in _NOT_ALLOWED:
+            return FatalError(f"{doing}: not allowed to use this {_NOT_ALLOWED[error.code()]}: {error.str()}")
+        return None

@@ -13,7 +13,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from sqlalchemy.exc import DBAPIError
 
-from sync_worker.errors import FatalError, RetryableError
+from sync_worker.errors import FatalError, RetryableError, SyncWorkerError
 
 Session = Connection[TupleRow]
 
@@ -39,8 +39,22 @@ _WRONG_ADDRESS = {
     "3F000": "the schema is missing: run `sync-worker migrate`",
     "42883": "a function is missing: run `sync-worker migrate`",
     "42703": "a column is missing: run `sync-worker migrate`",
-    "25006": "the database only allows reading (a standby?)",
 }
+_CONTENTION = frozenset(
+    {
+        "40001",  # serialization failure
+        "40P01",  # deadlock
+        "55P03",  # lock_timeout
+        "57014",  # statement_timeout
+    }
+)
+_STALE_SESSION = frozenset(
+    {
+        "25006",  # read-only: a primary that was demoted while we were connected
+        "26000",  # a prepared statement is gone: a pooler gave us another server session
+        "0A000",  # a cached plan must not change its result: the schema was migrated
+    }
+)
 _LOGIN_REFUSED = ("password authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")
 
 
@@ -52,8 +66,8 @@ class Contention(RetryableError):
     """A lock was not to be had in time, a deadlock, or a serialization failure: the transaction did not happen."""
 
 
-class DataRejected(Exception):
-    """PostgreSQL refused a statement for its data (SQLSTATE class 22 or 23): some record can't be stored."""
+class DataRejected(SyncWorkerError):
+    """PostgreSQL refused a statement for its data (SQLSTATE class 22, 23 or 54): some record can't be stored."""
 
 
 @contextmanager
@@ -73,10 +87,12 @@ def translation(error: psycopg.Error) -> Exception:
     """What a driver's error means: an outage, contention, data that can't be stored, or a reason to stop."""
     state = error.sqlstate or ""
     text = (error.diag.message_primary or str(error)).strip()
-    if state in {"40001", "40P01", "55P03", "57014"}:
+    if state in _CONTENTION:
         return Contention(f"PostgreSQL: {text} ({state})")
-    if state[:2] in {"22", "23"}:
+    if state[:2] in {"22", "23", "54"}:
         return DataRejected(f"{text} ({state})")
+    if state in _STALE_SESSION:
+        return ConnectionLost(f"PostgreSQL: {text} ({state})")
     if state in _WRONG_ADDRESS:
         return FatalError(f"PostgreSQL: {text} ({state}): {_WRONG_ADDRESS[state]}")
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) or state[:2] in {
@@ -98,13 +114,17 @@ def connect(url: str, purpose: str, *, autocommit: bool = True) -> Session:
 
     Raises ConnectionLost where the server can't be reached (wait), FatalError where it refuses who we are (stop).
     """
+    options = dict(_TCP)
+    if "target_session_attrs" not in url:
+        # Never a standby: it may lag behind what Kafka was told, which looks like a database that went back.
+        options["target_session_attrs"] = "read-write"
     try:
         return psycopg.connect(
             url,
             autocommit=autocommit,
             application_name=f"sync-worker {purpose}",
             connect_timeout=CONNECT_TIMEOUT_S,
-            **_TCP,
+            **options,
         )
     except psycopg.OperationalError as error:
         # libpq gives no SQLSTATE for a failed connection: the server's words are all there is.
@@ -149,6 +169,11 @@ def relay_session(url: str) -> Session:
             "idle_in_transaction_session_timeout": "60s",
         },
     )
+
+
+def watch_session(url: str) -> Session:
+    """A session for short questions now and then."""
+    return _with_settings(connect(url, "watch"), {"search_path": "sync_worker,pg_temp", "statement_timeout": "5s"})
 
 
 def _with_settings(session: Session, settings: dict[str, str]) -> Session:

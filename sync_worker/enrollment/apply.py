@@ -64,7 +64,19 @@ def apply_people(session: Session, facts: Facts) -> Applied:
     if suspensions:
         # Another worker may have written the same version, or a newer one, meanwhile; the rows are locked now.
         _judge(session, "suspension", suspensions, facts, applied, counted={_STALE: "stale", _REPEATED: "applied"})
+    _repeat(facts, applied)
     return applied
+
+
+def _repeat(facts: Facts, applied: Applied) -> None:
+    """A record said twice in a batch is a repetition, or, where the first contradicts what is stored, a contradiction again."""
+    verdicts = {id(record): rejection for record, rejection in applied.rejected}
+    for kind, n, first in facts.repeated:
+        rejection = verdicts.get(id(facts.records[first]))
+        if rejection is None:
+            applied.results[kind, "repeated"] += 1
+        else:
+            applied.rejected.append((facts.records[n], rejection))
 
 
 def _put_memberships(session: Session, facts: Facts, applied: Applied) -> Columns:

@@ -13,6 +13,8 @@ from sync_worker.events import Event, Membership, Method, Record, Rejection, Sou
 
 # A transaction that touches more (course, user) pairs would be a long one for everybody else (design §3).
 MAX_PAIRS = 20_000
+# Each takes its look-ups under the exclusive lock, which stops every other batch.
+MAX_METHODS = 50
 
 _Key = TypeVar("_Key", bytes, tuple[bytes, str])
 
@@ -34,6 +36,8 @@ class Facts:
     methods: dict[bytes, int] = field(default_factory=dict)
     # Records that a newer one of the same batch put aside: never applied, but they may still contradict what is stored.
     displaced: dict[str, list[int]] = field(default_factory=dict)
+    # (kind, index, index of the record that it repeats): what becomes of the one becomes of the other.
+    repeated: list[tuple[str, int, int]] = field(default_factory=list)
     rejected: list[tuple[Record, Rejection]] = field(default_factory=list)
     results: Results = field(default_factory=Counter)
     consumed: int = 0
@@ -53,7 +57,7 @@ def fold(  # noqa: PLR0912 - the one loop over nearly all records, spelled out f
     """
     facts = Facts(records)
     memberships = facts.memberships
-    pairs = repeated = stale = 0
+    pairs = stale = 0
     n = 0
     for n, record in enumerate(records):
         event = record.content
@@ -73,7 +77,7 @@ def fold(  # noqa: PLR0912 - the one loop over nearly all records, spelled out f
             elif event.version < first.version:
                 stale += 1
             elif event.is_member == first.is_member:
-                repeated += 1
+                facts.repeated.append(("membership", n, held))
             else:
                 break
         elif event is None:
@@ -85,8 +89,6 @@ def fold(  # noqa: PLR0912 - the one loop over nearly all records, spelled out f
     else:
         n = len(records)
     facts.consumed = n
-    if repeated:
-        facts.results["membership", "repeated"] += repeated
     if stale:
         facts.results["membership", "stale"] += stale
     return facts
@@ -95,7 +97,8 @@ def fold(  # noqa: PLR0912 - the one loop over nearly all records, spelled out f
 def _fold_other(facts: Facts, n: int, event: Event) -> bool:
     """Fold a source, a suspension or a method; False where the batch must be cut before it."""
     if isinstance(event, Method):
-        if facts.memberships or facts.sources or facts.suspensions or event.method_id in facts.methods:
+        others = facts.memberships or facts.sources or facts.suspensions
+        if others or event.method_id in facts.methods or len(facts.methods) >= MAX_METHODS:
             return False
         facts.methods[event.method_id] = n
         return True
@@ -120,7 +123,7 @@ def _fold_into(facts: Facts, kind: str, held: dict[_Key, int], key: _Key, n: int
     elif event.version < first.version:
         facts.results[kind, "stale"] += 1
     elif _content(event) == _content(first):
-        facts.results[kind, "repeated"] += 1
+        facts.repeated.append((kind, n, held[key]))
     else:
         return False
     return True

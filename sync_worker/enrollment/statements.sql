@@ -2,12 +2,15 @@
 -- a statement sees one snapshot, so whatever must see what a lock waited for is a later statement.
 
 -- :name lock_shared
--- Batches of memberships, sources and suspensions, and backfill steps, side by side.
-select pg_advisory_xact_lock_shared(7001)
+-- Batches of memberships, sources and suspensions, and backfill steps, side by side. This wait may be longer than that for a row
+-- (lock_timeout): who waits here holds nothing that the LMS wants, and whoever is waited for is bounded itself.
+select set_config('lock_timeout', '15s', true), pg_advisory_xact_lock_shared(7001), set_config('lock_timeout', s.was, true)
+from (select current_setting('lock_timeout') as was offset 0) s
 
 -- :name lock_exclusive
 -- Batches of methods, briefly: every batch either sees the new method or is seen by its backfill, whatever segment it pointed to.
-select pg_advisory_xact_lock(7001)
+select set_config('lock_timeout', '15s', true), pg_advisory_xact_lock(7001), set_config('lock_timeout', s.was, true)
+from (select current_setting('lock_timeout') as was offset 0) s
 
 -- :name fan_out
 -- How many methods each of these segments has, to keep a transaction's size in bounds.
@@ -157,7 +160,8 @@ with touched as (
     version = e.version + case                    -- only what can be seen counts: ABSENT to ABSENT is nothing
       when e.status = 'ABSENT' then enrolls(merge(e.sources, excluded.sources))::int
       else (excluded.sources <> '{}' or excluded.suspension_version > e.suspension_version and excluded.suspended <> e.suspended)::int end,
-    updated_at = excluded.updated_at, cause_type = excluded.cause_type, cause_event_id = excluded.cause_event_id,
+    updated_at = case when excluded.sources = '{}' and excluded.suspended = e.suspended then e.updated_at else excluded.updated_at end,
+    cause_type = excluded.cause_type, cause_event_id = excluded.cause_event_id,
     cause_method_id = excluded.cause_method_id, traceparent = excluded.traceparent
   where excluded.sources <> '{}' or excluded.suspension_version > e.suspension_version
   returning e.course_id, e.user_id, old.version as old_version, new.version, old.sources as before_sources, old.hand as before_hand,

@@ -30,6 +30,7 @@ PAUSE_AFTER_S = 1.0
 IDLE_POLL_S = 0.1
 SHORT_POLL_S = 0.002
 COMMIT_EVERY_S = 0.5
+SEEK_AGAIN_S = 1.0
 
 # A partition that was assigned a moment ago has no fetcher yet that could be told where to start.
 _NOT_YET = frozenset({KafkaError._STATE, KafkaError._PREV_IN_PROGRESS, KafkaError._IN_PROGRESS})
@@ -69,12 +70,15 @@ class Intake:
         guard = RejectionGuard() if settings.rejection_pause else None
         # For other threads to read: the partitions whose records this worker takes.
         self.partitions: frozenset[Partition] = frozenset()
-        self._gathering = Gathering(decoder, settings.methods_topic, guard, health, metrics, clock)
+        self._gathering = Gathering(
+            decoder, settings.methods_topic, settings.batch_max_records, guard, health, metrics, clock
+        )
         self._to_commit: dict[Partition, int] = {}
         self._committed_at = 0.0
         self._generation = 0
         self._paused = False
         self._full_since: float | None = None
+        self._sought_at = 0.0
 
     def run(self) -> None:
         while not self._stop.is_set():
@@ -112,6 +116,8 @@ class Intake:
             "isolation.level": "read_committed",
             # A partition that a topic got later is noticed within this time.
             "topic.metadata.refresh.interval.ms": 30_000,
+            # Per partition, fetched ahead of what is applied; the default of 64 MB each is memory for nothing.
+            "queued.max.messages.kbytes": 16_384,
             "fetch.wait.max.ms": 100,
             "fetch.error.backoff.ms": 50,
         }
@@ -129,11 +135,12 @@ class Intake:
         if not self._paused:
             self._resume(consumer, freed)
         self._commit(consumer)
-        room = self._settings.batch_max_records - len(self._gathering)
-        if room <= 0:
+        self._seek_again(consumer)
+        if self._gathering.full:
             self._wait_for_room(consumer)
             return
         self._resume_from_pause(consumer)
+        room = self._gathering.room
         first = consumer.poll(self._poll_timeout_s())
         if first is not None:
             # consume() waits its whole timeout to fill up, so it is asked for what is there already.
@@ -142,7 +149,7 @@ class Intake:
 
     def _poll_timeout_s(self) -> float:
         starting = any(not lane.started for lane in self._gathering.lanes.values())
-        return SHORT_POLL_S if starting or len(self._gathering) else IDLE_POLL_S
+        return SHORT_POLL_S if starting or self._gathering.records else IDLE_POLL_S
 
     def _wait_for_room(self, consumer: Consumer) -> None:
         if self._gathering.hand_over(self._handoff):
@@ -197,8 +204,8 @@ class Intake:
             if lane is None or not lane.started:
                 return
             raise FatalError(
-                f"position {lane.position} of {where} is outside of what the topic holds: records were deleted before they were "
-                "applied (retention), or the topic was made anew. Say where to go on with `sync-worker positions reset`; "
+                f"position {lane.position} of {where} is outside of what the topic holds ({error.str()}): records were deleted "
+                "before they were applied (retention), or the topic was made anew. Say where to go on with `sync-worker positions reset`; "
                 "docs/recovery.md says how to choose"
             )
         if error.fatal():
@@ -233,10 +240,27 @@ class Intake:
                 self._handoff.reply(Established({partition: position}, reply.generation))
                 continue
             self._gathering.start(partition, position)
+            self._sought_at = self._clock()
             if not self._paused:
                 self._resume(consumer, [lane])
             log.info("partition_started", partition=str(partition), position=position)
         self._say_assignment()
+
+    def _seek_again(self, consumer: Consumer) -> None:
+        """A late answer about the partition's beginning may undo the seek: nothing is lost, but all of it is read once more."""
+        now = self._clock()
+        if now - self._sought_at < SEEK_AGAIN_S:
+            return
+        for lane in self._gathering.lanes.values():
+            if not lane.behind:
+                continue
+            lane.behind = False
+            self._sought_at = now
+            log.info("seeking_again", partition=str(lane.partition), position=lane.position)
+            try:
+                consumer.seek(TopicPartition(*lane.partition, lane.position))
+            except KafkaException as error:
+                raise _Rejoin(f"seeking {lane.partition} to {lane.position}: {error}") from error
 
     def _commit(self, consumer: Consumer, *, wait: bool = False) -> None:
         """Tell Kafka too, for lag tools and autoscalers. Only a hint: the database's positions are the truth."""

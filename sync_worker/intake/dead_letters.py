@@ -21,7 +21,13 @@ def keep(session: Session, rejected: Iterable[tuple[Record, Rejection]]) -> None
     counts: Counter[tuple[str, str]] = Counter()
     for record, (reason, detail) in rejected:
         message: Any = record.message
-        headers = message.headers() or []
+        # Never asked of the message again: see gathering.headers_of.
+        headers = record.headers if record.headers is not None else ()
+        note = (
+            ""
+            if record.headers is not None
+            else "; its headers can't be read (a name that isn't UTF-8) and are left out"
+        )
         timestamp_type, timestamp_ms = message.timestamp()
         session.execute(
             SQL["dead_letter"],
@@ -35,7 +41,7 @@ def keep(session: Session, rejected: Iterable[tuple[Record, Rejection]]) -> None
                 "header_names": [_storable(name) for name, _ in headers],
                 "header_values": [value for _, value in headers],
                 "reason": str(reason),
-                "detail": _storable(detail)[:MAX_DETAIL],
+                "detail": _storable(detail + note)[:MAX_DETAIL],
             },
         )
         counts[record.partition.topic, str(reason)] += 1

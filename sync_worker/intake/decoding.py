@@ -14,8 +14,8 @@ from fastavro import schemaless_reader, schemaless_writer
 from fastavro.read import SchemaResolutionError
 
 from sync_worker.errors import InvalidRecord, RejectionReason
-from sync_worker.events import NAMESPACE, Event, RecordName
-from sync_worker.intake.framing import Headers, frame_of, read_headers
+from sync_worker.events import NAMESPACE, Event, Headers, RecordName
+from sync_worker.intake.framing import frame_of, read_headers
 from sync_worker.intake.validation import BUILDERS, Build, invalid, shown
 from sync_worker.schema.avro import AvroSchema
 from sync_worker.schema.registry import Registry

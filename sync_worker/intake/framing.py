@@ -4,11 +4,11 @@ Tells Confluent framing, a schema GUID in the headers, and Avro single-object en
 read past a prefix, and never reject a record for its headers alone: they are advice, but for the schema id.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 from uuid import UUID
 
 from sync_worker.errors import InvalidRecord, RejectionReason
+from sync_worker.events import Headers
 from sync_worker.schema.wire import (
     CONFLUENT_MAGIC,
     CONFLUENT_PREFIX_BYTES,
@@ -18,8 +18,6 @@ from sync_worker.schema.wire import (
     SINGLE_OBJECT_PREFIX_BYTES,
     TRACEPARENT_HEADER,
 )
-
-Headers = Sequence[tuple[str, bytes | None]]
 
 SchemaReference = bytes | int | UUID
 """A CRC-64-AVRO fingerprint as on the wire, an id in the registry, or a GUID in it."""

@@ -7,23 +7,32 @@ record that has to wait holds up its own lane and no other one.
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from confluent_kafka import Message
 
 from sync_worker.errors import InvalidRecord, RetryableError
-from sync_worker.events import Partition, Record, Rejection
+from sync_worker.events import Headers, Partition, Record, Rejection
 from sync_worker.intake.decoding import Decoder
 from sync_worker.intake.handoff import Batch, Handoff
 from sync_worker.intake.rejections import RejectionGuard
 from sync_worker.service.health import Health
-from sync_worker.service.metrics import Metrics
+from sync_worker.service.metrics import Metrics, Retry
 
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 5.0
+# Of values in one batch; records of the broker's maximal size would otherwise be held by the thousand.
+MAX_BATCH_BYTES = 16 << 20
 
 log = structlog.get_logger(__name__)
+
+
+class Waiting(NamedTuple):
+    """A message that can't be taken yet, with its headers as they were read."""
+
+    message: Message
+    headers: Headers | None
 
 
 @dataclass(slots=True)
@@ -34,10 +43,11 @@ class Lane:
     generation: int
     position: int = -1  # next offset to take; -1 until the database said
     handed: int = -1  # where the batches handed over will leave the partition
-    waiting: deque[Message] = field(default_factory=deque)
+    waiting: deque[Waiting] = field(default_factory=deque)
     retry_at: float = 0.0
     retry_after_s: float = RETRY_FIRST_S
     blocked: bool = False  # most of its records were rejected: an operator must look
+    behind: bool = False  # it is given what lies below its position: librdkafka starts somewhere else than it was told
 
     @property
     def started(self) -> bool:
@@ -56,6 +66,7 @@ class Gathering:
         self,
         decoder: Decoder,
         methods_topic: str,
+        max_records: int,
         guard: RejectionGuard | None,
         health: Health,
         metrics: Metrics,
@@ -64,15 +75,29 @@ class Gathering:
         self.lanes: dict[tuple[str, int], Lane] = {}
         self._decoder = decoder
         self._methods_topic = methods_topic
+        self._max_records = max_records
         self._guard = guard
         self._health = health
         self._metrics = metrics
         self._clock = clock
+        self._bytes = 0
+        self._registry_trouble = ""
         self._pending: list[Record] = []
         # Methods go by themselves: they need another lock.
         self._pending_methods: list[Record] = []
 
-    def __len__(self) -> int:
+    @property
+    def full(self) -> bool:
+        """Enough for a batch, by records or by bytes."""
+        return self.room <= 0
+
+    @property
+    def room(self) -> int:
+        """How many more records to take."""
+        return 0 if self._bytes >= MAX_BATCH_BYTES else self._max_records - self.records
+
+    @property
+    def records(self) -> int:
         """How many records are to be handed over."""
         return len(self._pending) + len(self._pending_methods)
 
@@ -91,28 +116,35 @@ class Gathering:
             self.lanes.pop(partition, None)
         self._pending = [record for record in self._pending if record.partition not in gone]
         self._pending_methods = [record for record in self._pending_methods if record.partition not in gone]
+        self._say()
 
     def clear(self) -> None:
         self.lanes.clear()
         self._pending.clear()
         self._pending_methods.clear()
+        self._bytes = 0
+        self._say()
 
     def take(self, message: Message, *, end_of_partition: bool) -> Lane | None:
         """Take a message as it comes from Kafka; the lane, if it must fetch no more for now."""
         lane = self.lanes.get((message.topic(), message.partition()))  # type: ignore[arg-type]  # a message has both
         offset: int = message.offset()  # type: ignore[assignment]  # as above
         # Before the seek librdkafka may deliver what comes before the position, or what it fetched for an older assignment.
-        if lane is None or lane.position < 0 or offset < lane.position:
+        if lane is None or lane.position < 0:
             return None
+        if offset < lane.position:
+            lane.behind = not end_of_partition
+            return None
+        lane.behind = False
+        waiting = Waiting(message, None if end_of_partition else headers_of(message))
         if lane.held:
-            lane.waiting.append(message)
+            lane.waiting.append(waiting)
         elif end_of_partition:
             self._take_end(lane, offset)
-        elif not self._take_record(lane, message, offset):
-            lane.waiting.append(message)
+        elif not self._take_record(lane, waiting, offset):
+            lane.waiting.append(waiting)
             lane.retry_at = self._clock() + lane.retry_after_s
-        else:
-            return lane if lane.blocked else None
+            self._say()
         return lane if lane.held else None
 
     def _take_end(self, lane: Lane, offset: int) -> None:
@@ -121,8 +153,9 @@ class Gathering:
             lane.position = offset
             self._append(lane, Record(lane.partition, offset, None))
 
-    def _take_record(self, lane: Lane, message: Message, offset: int) -> bool:
+    def _take_record(self, lane: Lane, waiting: Waiting, offset: int) -> bool:
         """Decode a record; False where it must wait for the registry."""
+        message, headers = waiting
         value = message.value()
         content: Any = None
         if value is None:
@@ -132,18 +165,20 @@ class Gathering:
             )
             self._metrics.records.labels(lane.partition.topic, "null").inc()
         else:
+            self._bytes += len(value)
             try:
-                content = self._decoder.decode(lane.partition.topic, value, message.headers())  # type: ignore[arg-type]  # a list
+                content = self._decoder.decode(lane.partition.topic, value, headers)
             except InvalidRecord as verdict:
                 content = Rejection(verdict.reason, verdict.detail)
             except RetryableError as error:
-                if self._health.set_ready("registry", ok=False, reason=str(error)):
-                    log.warning("record_waits", partition=str(lane.partition), offset=offset, reason=str(error))
+                self._bytes -= len(value)
+                self._metrics.retries.labels(Retry.REGISTRY).inc()
+                self._registry_trouble = str(error)
                 return False
             if self._guard is not None and self._guard.note(lane.partition, content, self._clock()):
                 self._block(lane)
         lane.position = offset + 1
-        self._append(lane, Record(lane.partition, offset + 1, content, message))
+        self._append(lane, Record(lane.partition, offset + 1, content, message, headers))
         return True
 
     def _append(self, lane: Lane, record: Record) -> None:
@@ -161,17 +196,17 @@ class Gathering:
                 lane.retry_at = self._clock() + lane.retry_after_s
             elif not lane.blocked:
                 freed.append(lane)
-        if freed and not any(lane.waiting and not lane.blocked for lane in self.lanes.values()):
-            self._health.set_ready("registry", ok=True)
+        if freed:
+            self._say()
         return freed
 
     def _take_waiting(self, lane: Lane) -> None:
-        while lane.waiting and not lane.blocked:
-            message = lane.waiting[0]
-            offset: int = message.offset()  # type: ignore[assignment]  # a message has one
-            if message.error() is not None:
+        while lane.waiting and not lane.blocked and not self.full:
+            waiting = lane.waiting[0]
+            offset: int = waiting.message.offset()  # type: ignore[assignment]  # a message has one
+            if waiting.message.error() is not None:
                 self._take_end(lane, offset)
-            elif not self._take_record(lane, message, offset):
+            elif not self._take_record(lane, waiting, offset):
                 return
             lane.waiting.popleft()
             lane.retry_after_s = RETRY_FIRST_S
@@ -181,14 +216,23 @@ class Gathering:
         if lane.blocked:
             return
         lane.blocked = True
-        reason = f"more than half of the last records of {lane.partition} were rejected"
-        self._health.set_ready("rejections", ok=False, reason=reason)
         log.error(
             "partition_stopped",
             partition=str(lane.partition),
-            reason=reason,
+            reason="more than half of its last records were rejected",
             next_step="look at the dead letters; SYNC_WORKER_REJECTION_PAUSE=false and a restart let it go on",
         )
+        self._say()
+
+    def _say(self) -> None:
+        """Readiness by what the lanes of now hold: a lane that moved to another worker takes its trouble along."""
+        blocked = sorted(str(lane.partition) for lane in self.lanes.values() if lane.blocked)
+        reason = f"more than half of the last records of {', '.join(blocked)} were rejected" if blocked else ""
+        self._health.set_ready("rejections", ok=not blocked, reason=reason)
+        waiting = sorted(str(lane.partition) for lane in self.lanes.values() if lane.waiting and not lane.blocked)
+        reason = f"{', '.join(waiting)}: {self._registry_trouble}" if waiting else ""
+        if self._health.set_ready("registry", ok=not waiting, reason=reason) and waiting:
+            log.warning("records_wait", partitions=waiting, reason=self._registry_trouble)
 
     def hand_over(self, handoff: Handoff) -> bool:
         """Hand what is gathered to the applying thread, as far as it has room; True where nothing is left."""
@@ -202,4 +246,16 @@ class Gathering:
             for partition, next_offset in after.items():
                 self.lanes[partition].handed = next_offset
             pending.clear()
+        self._bytes = 0
         return True
+
+
+def headers_of(message: Message) -> Headers | None:
+    """The headers of a message; None where they can't be read. Ask each message once.
+
+    A header's name that isn't UTF-8 makes the client raise SystemError, and asking again ends the process.
+    """
+    try:
+        return message.headers() or ()  # type: ignore[return-value]  # a list of pairs, where there are any
+    except (SystemError, UnicodeDecodeError):
+        return None

@@ -5,6 +5,7 @@ whether the last transaction happened (design §5).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -22,11 +23,15 @@ log = structlog.get_logger(__name__)
 
 
 class RecordTooLarge(RetryableError):
-    """The broker refused a record for its size; `tag` is what the caller called it."""
+    """The broker refused a record for its size; `tag` is what the caller called it, None for a change of an enrollment."""
 
-    def __init__(self, tag: object) -> None:
-        super().__init__(f"the broker refused a record for its size ({tag})")
+    def __init__(self, tag: object, what: str) -> None:
+        super().__init__(f"the broker refused {what} for its size: raise max.message.bytes of its topic")
         self.tag = tag
+
+
+Record = tuple[str, bytes | None, bytes | None, Sequence[tuple[str, bytes | None]], object]
+"""Topic, key, value, headers, and what the caller calls it (None: nothing)."""
 
 
 class Publisher:
@@ -57,68 +62,88 @@ class Publisher:
         if logger is not None:
             settings["logger"] = logger
         self._producer = Producer(settings)
-        self._refused: list[object] = []
+        self._failures: list[tuple[KafkaError, Message, object]] = []
 
     def fence(self) -> None:
         """Wait for, or end, the transactions of whoever led before."""
         try:
             self._producer.init_transactions(TRANSACTION_TIMEOUT_S)
         except KafkaException as error:
-            raise self._retryable("becoming the relay", error) from error
+            raise self._faults.waited_for("becoming the relay", error) from error
 
-    def publish(
-        self,
-        records: Iterable[tuple[str, bytes | None, bytes | None, Sequence[tuple[str, bytes | None]], object]],
-        cursor: tuple[str, bytes, bytes],
-    ) -> None:
-        """One transaction. records: (topic, key, value, headers, tag or None); cursor: (topic, key, value).
+    def publish(self, records: Iterable[Record], cursor: tuple[str, bytes, bytes]) -> None:
+        """One transaction: the records, then the cursor (topic, key, value).
 
-        Raises RetryableError where it is not known to have happened.
+        Raises RetryableError where it is not known to have happened, FatalError where only an operator can help.
         """
-        producer = self._producer
+        self._failures.clear()
         try:
-            producer.begin_transaction()
+            self._producer.begin_transaction()
             for topic, key, value, headers, tag in records:
-                callback = None if tag is None else self._watch(tag)
-                while True:
-                    try:
-                        producer.produce(topic, value, key, headers=headers, on_delivery=callback)  # type: ignore[arg-type]  # a list
-                    except BufferError:
-                        producer.poll(0.05)
-                        continue
-                    break
+                self._produce(topic, key, value, list(headers), tag)
             topic, key, value = cursor
-            producer.produce(topic, value, key, partition=0)
-            producer.commit_transaction(TRANSACTION_TIMEOUT_S)
+            self._produce(topic, key, value, [], None, partition=0)
+            self._producer.commit_transaction(TRANSACTION_TIMEOUT_S)
         except KafkaException as error:
-            self.abandon()
-            if self._refused:
-                raise RecordTooLarge(self._refused[0]) from error
-            raise self._retryable("publishing", error) from error
+            # Once something failed in the background, the next call says no more than "erroneous state": why is in the delivery
+            # reports and in what aborting answers.
+            reasons = [error, self.abandon()]
+            self._raise_refused()
+            raise self._faults.waited_for("publishing", _clearest([*self._failures_as_errors(), *reasons])) from error
 
-    def abandon(self) -> None:
-        """End an open transaction, if that is possible; a successor's fencing does it otherwise."""
+    def _produce(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: list[Any],
+        tag: object,
+        *,
+        partition: int = -1,
+    ) -> None:
+        callback = self._report if tag is None else partial(self._report, tag=tag)
+        while True:
+            try:
+                self._producer.produce(topic, value, key, partition, headers=headers, on_delivery=callback)
+            except BufferError:
+                self._producer.poll(0.05)
+            else:
+                return
+
+    def abandon(self) -> KafkaException | None:
+        """End an open transaction, if that is possible; a successor's fencing does it otherwise. What was said, if it failed."""
         try:
             self._producer.abort_transaction(5.0)
         except KafkaException as error:
             log.info("abort_refused", reason=str(error.args[0]))
+            return error
+        return None
 
-    def _watch(self, tag: object) -> Any:
-        def delivered(error: KafkaError | None, _message: Message) -> None:
-            if error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                self._refused.append(tag)
+    def _report(self, error: KafkaError | None, message: Message, tag: object = None) -> None:
+        if error is not None:
+            self._failures.append((error, message, tag))
 
-        return delivered
+    def _failures_as_errors(self) -> list[KafkaException]:
+        return [KafkaException(error) for error, _, _ in self._failures]
 
-    def _retryable(self, doing: str, error: KafkaException) -> Exception:
-        """Whatever went wrong, a new producer and the cursor tell where to go on; only what an operator must mend stops the worker."""
-        failure = self._faults.error(doing, error)
-        kafka_error = error.args[0]
-        if (
-            isinstance(failure, RetryableError)
-            or kafka_error.txn_requires_abort()
-            or kafka_error.fatal()
-            or kafka_error.retriable()
-        ):
-            return failure if isinstance(failure, RetryableError) else RetryableError(str(failure))
-        return failure
+    def _raise_refused(self) -> None:
+        """A batch of records fails as one: the largest of those refused for their size is the one that is too large."""
+        refused = [
+            (len(message), message, tag)
+            for error, message, tag in self._failures
+            if error.code() == KafkaError.MSG_SIZE_TOO_LARGE
+        ]
+        if refused:
+            size, message, tag = max(refused, key=lambda each: each[0])
+            raise RecordTooLarge(tag, f"the record {message.key()!r} of {message.topic()}, {size} bytes,")
+
+
+# Errors that only say that an earlier one was overlooked.
+_ECHOES = frozenset({KafkaError._STATE, KafkaError._FATAL, KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
+
+
+def _clearest(errors: Sequence[KafkaException | None]) -> KafkaException:
+    """Of several errors of one transaction the first that names a reason."""
+    found = [error for error in errors if error is not None]
+    named = [error for error in found if error.args[0].code() not in _ECHOES]
+    return (named or found)[0]

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from sync_worker.broker import Broker
-from sync_worker.database.sessions import translated
+from sync_worker.database.sessions import ConnectionLost, Contention, translated
 from sync_worker.errors import RetryableError
 from sync_worker.failpoints import reach
 from sync_worker.outbox.cursor import read_cursor, resume
@@ -87,7 +87,8 @@ class Relay:
                             self._health.set_ready("relay", ok=True)  # another worker publishes
                             self._stop.wait(STANDBY_POLL_S)
                 except RetryableError as error:
-                    self._metrics.retries.labels(Retry.BROKER).inc()
+                    database = isinstance(error, ConnectionLost | Contention)
+                    self._metrics.retries.labels(Retry.DATABASE if database else Retry.BROKER).inc()
                     self._health.set_ready("relay", ok=False, reason=str(error))
                     log.warning("relay_interrupted", reason=str(error))
                     if lease is not None:

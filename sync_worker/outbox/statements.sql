@@ -24,10 +24,11 @@ select exists (select from outbox where xid >= pg_snapshot_xmax(%(from)s::pg_sna
     or exists (select from outbox where xid = any(array(select pg_snapshot_xip(%(from)s::pg_snapshot))))
 
 -- :name window_next
--- A transaction of its own, with nothing before it that could draw an xid: this statement's snapshot is taken before its xid is assigned,
+-- No row = another worker leads and has numbered it. A transaction of its own, with nothing before it that could draw an xid: this statement's snapshot is taken before its xid is assigned,
 -- so everything below to.xmax is below a flushed xid, also after a crash (without the row, a reused xid looked published).
 insert into relay_window (number, from_snapshot, to_snapshot, system_identifier)
 select %(number)s, %(from)s::pg_snapshot, pg_current_snapshot(), (select system_identifier from pg_control_system())
+on conflict (number) do nothing
 returning to_snapshot::text
 
 -- :name window_published
@@ -48,10 +49,12 @@ order by id
 
 -- :name window_clean
 -- What the acknowledged `from` holds is published. In steps, by the index on xid; never by id, which doesn't say what is published.
-delete from outbox where ctid = any(array(
+with gone as (delete from outbox where ctid = any(array(
   select ctid from outbox where xid < pg_snapshot_xmax(%(from)s::pg_snapshot)
     and xid <> all(array(select pg_snapshot_xip(%(from)s::pg_snapshot))) order by xid limit %(n)s))
-returning dead_letter_id
+  returning dead_letter_id),
+letters as (delete from dead_letter d using gone where d.id = gone.dead_letter_id and not d.truncated)
+select count(*) from gone
 
 -- :name dead_letters
 select id, topic, partition, record_offset, record_timestamp_ms, key, value, header_names, header_values, reason, detail
@@ -60,5 +63,5 @@ from dead_letter where id = any(%(ids)s::bigint[])
 -- :name dead_letter_truncated
 update dead_letter set truncated = true where id = %(id)s
 
--- :name dead_letters_clean
-delete from dead_letter where id = any(%(ids)s::bigint[]) and not truncated
+-- :name dead_letter_sizes
+select id, coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) from dead_letter where id = any(%(ids)s::bigint[])

@@ -5,7 +5,7 @@ A window ends with a cursor record that says it is complete, also where it turne
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import structlog
@@ -14,16 +14,15 @@ from sync_worker.failpoints import reach
 from sync_worker.outbox.cursor import Cursor
 from sync_worker.outbox.dead_letters import dead_letter_record
 from sync_worker.outbox.encoding import ChangeEncoder
-from sync_worker.outbox.publisher import Publisher, RecordTooLarge
+from sync_worker.outbox.publisher import Publisher, Record, RecordTooLarge
 from sync_worker.outbox.windows import Row, Window, Windows
 from sync_worker.service.metrics import Metrics, Output, Step
 from sync_worker.settings import Settings
 
 ROWS_PER_TRANSACTION = 5000
+BYTES_PER_TRANSACTION = 16 << 20
 
 log = structlog.get_logger(__name__)
-
-Publication = tuple[str, bytes | None, bytes | None, Sequence[tuple[str, bytes | None]], object]
 
 
 class Term:
@@ -57,19 +56,44 @@ class Term:
 
     def publish(self, window: Window, after_id: int) -> None:
         """Everything of a window above `after_id`, in one or more Kafka transactions."""
-        chunks = self._windows.chunks(window, after_id, ROWS_PER_TRANSACTION)
-        chunk = next(chunks)
-        while True:
+        for chunk, complete in self._chunks(window, after_id):
             self._hold()
-            # A full chunk may have a successor; whether this one is the last must be known before its cursor is written.
-            following = next(chunks, None) if len(chunk) == ROWS_PER_TRANSACTION else None
-            self._publish_chunk(window, chunk, after_id, complete=following is None)
-            if following is None:
-                break
-            after_id, chunk = chunk[-1].id, following
+            self._publish_chunk(window, chunk, after_id, complete=complete)
+            after_id = chunk[-1].id if chunk else after_id
         self._windows.mark_published(window)
         reach("relay_marked")
         self._metrics.relay_window.set(window.number)
+
+    def _chunks(self, window: Window, after_id: int) -> Iterator[tuple[list[Row], bool]]:
+        """The rows for each transaction, and whether they are the window's last."""
+        chunks = self._windows.chunks(window, after_id, ROWS_PER_TRANSACTION)
+        chunk: list[Row] | None = next(chunks)
+        while chunk is not None:
+            # A full chunk may have a successor; whether this one is the last must be known before its cursor is written.
+            following = next(chunks, None) if len(chunk) == ROWS_PER_TRANSACTION else None
+            parts = self._parts(chunk)
+            for part in parts[:-1]:
+                yield part, False
+            yield parts[-1], following is None
+            chunk = following
+
+    def _parts(self, chunk: list[Row]) -> list[list[Row]]:
+        """Cut by bytes, too: five thousand dead letters of the broker's maximal size are neither memory nor one transaction."""
+        ids = [row.dead_letter_id for row in chunk if row.dead_letter_id is not None]
+        sizes = self._windows.dead_letter_sizes(ids) if ids else {}
+        parts: list[list[Row]] = [[]]
+        size = 0
+        for row in chunk:
+            change = row.change
+            row_size = (
+                len(change.sources) + len(change.before_sources or b"") if change else sizes[row.dead_letter_id or 0]
+            )
+            size += row_size
+            if size > BYTES_PER_TRANSACTION and parts[-1]:
+                parts.append([])
+                size = row_size
+            parts[-1].append(row)
+        return parts
 
     def _publish_chunk(self, window: Window, chunk: list[Row], after_id: int, *, complete: bool) -> None:
         last_id = chunk[-1].id if chunk else after_id
@@ -94,7 +118,7 @@ class Term:
         self._metrics.published.labels(Output.CHANGE).inc(published)
         self._metrics.published.labels(Output.DEAD_LETTER).inc(len(chunk) - published)
 
-    def _records(self, chunk: list[Row], changes: Counter[str]) -> Iterator[Publication]:
+    def _records(self, chunk: list[Row], changes: Counter[str]) -> Iterator[Record]:
         topic = self._settings.changes_topic
         encode = self._encoder.encode
         ids = [row.dead_letter_id for row in chunk if row.dead_letter_id is not None]
@@ -107,7 +131,7 @@ class Term:
             elif row.dead_letter_id is not None:
                 yield self._dead_letter(row.dead_letter_id, dead_letters[row.dead_letter_id])
 
-    def _dead_letter(self, id_: int, row: tuple[Any, ...]) -> Publication:
+    def _dead_letter(self, id_: int, row: tuple[Any, ...]) -> Record:
         record = dead_letter_record(row, self._dead_letter_bytes, without_value=id_ in self._too_large)
         if record.truncated:
             self._windows.mark_truncated(id_)

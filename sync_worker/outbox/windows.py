@@ -16,6 +16,7 @@ from psycopg.types.string import TextLoader
 
 from sync_worker.database.sessions import Session, relay_session
 from sync_worker.database.statements import load
+from sync_worker.errors import RetryableError
 from sync_worker.outbox.encoding import OutboxRow
 
 SQL = load("sync_worker.outbox", "statements.sql")
@@ -36,6 +37,10 @@ class Window:
     to: str
     system_identifier: str
     published: bool
+
+
+class Overtaken(RetryableError):
+    """Another worker leads: what is left is its to publish."""
 
 
 class Row(NamedTuple):
@@ -80,10 +85,11 @@ class Windows:
         return due
 
     def open_next(self, number: int, from_: str, system_identifier: str) -> Window:
-        """Write the next window to the database; that acknowledges the one before."""
+        """Write the next window to the database; that acknowledges the one before. Raises Overtaken."""
         row = self._session.execute(SQL["window_next"], {"number": number, "from": from_}, prepare=True).fetchone()
-        (to,) = cast("tuple[str]", row)
-        return Window(number, from_, to, system_identifier, published=False)
+        if row is None:
+            raise Overtaken(f"window {number} was opened by another worker, which leads now")
+        return Window(number, from_, row[0], system_identifier, published=False)
 
     def mark_published(self, window: Window) -> None:
         self._session.execute(SQL["window_published"], {"number": window.number}, prepare=True)
@@ -108,15 +114,17 @@ class Windows:
 
     def clean(self, window: Window) -> int:
         """Delete a step of what was published before this window; how many rows."""
-        removed = self._session.execute(SQL["window_clean"], {"from": window.from_, "n": CLEAN_STEP_ROWS}, prepare=True)
-        ids = [id_ for (id_,) in removed.fetchall() if id_ is not None]
-        if ids:
-            self._session.execute(SQL["dead_letters_clean"], {"ids": ids})
+        scope = {"from": window.from_, "n": CLEAN_STEP_ROWS}
+        (removed,) = cast("tuple[int]", self._session.execute(SQL["window_clean"], scope, prepare=True).fetchone())
         self._session.execute(SQL["window_forget"], {"number": window.number}, prepare=True)
-        return removed.rowcount
+        return removed
 
     def dead_letters(self, ids: list[int]) -> dict[int, tuple[Any, ...]]:
         return {row[0]: row for row in self._session.execute(SQL["dead_letters"], {"ids": ids}).fetchall()}
+
+    def dead_letter_sizes(self, ids: list[int]) -> dict[int, int]:
+        """Bytes of key and value of each."""
+        return dict(self._session.execute(SQL["dead_letter_sizes"], {"ids": ids}).fetchall())
 
     def mark_truncated(self, dead_letter_id: int) -> None:
         self._session.execute(SQL["dead_letter_truncated"], {"id": dead_letter_id})
