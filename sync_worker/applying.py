@@ -14,7 +14,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 from tenacity.stop import stop_when_event_set
 
 from sync_worker import checkpoint
-from sync_worker.broker import Broker
+from sync_worker.broker import Broker, TopicMissing
 from sync_worker.database import arrays
 from sync_worker.database.sessions import ConnectionLost, Contention, Session, apply_session, translated
 from sync_worker.enrollment.apply import SQL
@@ -84,8 +84,12 @@ class Applying:
                 self._session.close()
 
     def _establish(self, asked: Establish) -> Established:
-        with translated():
-            found = positions.establish(self._open(), self._broker, self._group, asked.partitions)
+        try:
+            with translated():
+                found = positions.establish(self._open(), self._broker, self._group, asked.partitions)
+        except TopicMissing as error:
+            # We were assigned its partitions a moment ago. The watch stops the worker if it stays away.
+            raise RetryableError(str(error)) from error
         return Established(found, asked.generation)
 
     def _apply(self, batch: Batch) -> None:

@@ -32,6 +32,10 @@ _OTHER_LEADER = frozenset({
 })  # fmt: skip
 
 
+class TopicMissing(FatalError):
+    """A topic that does not exist, or that a broker which has just started doesn't know yet."""
+
+
 class TopicFacts(NamedTuple):
     """A topic as it is now. The id is another one when a topic was deleted and made anew under its name."""
 
@@ -57,7 +61,7 @@ class Broker:
         return str(described.cluster_id)
 
     def topics(self, names: Collection[str]) -> dict[str, TopicFacts]:
-        """Raises FatalError naming every topic that does not exist."""
+        """Raises TopicMissing naming every topic that does not exist."""
         asked = self._admin.describe_topics(TopicCollection(list(names)), request_timeout=self._timeout_s)
         found, missing = {}, []
         for name, future in asked.items():
@@ -70,7 +74,7 @@ class Broker:
                 raise self._faults.error(f"asking for topic {name}", error) from error
             found[name] = TopicFacts(str(described.topic_id), len(described.partitions))
         if missing:
-            raise FatalError(
+            raise TopicMissing(
                 f"no such topic: {', '.join(sorted(missing))}; make it with `sync-worker topics create`, "
                 "or name another one (SYNC_WORKER_…_TOPIC)"
             )

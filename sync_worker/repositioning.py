@@ -103,11 +103,11 @@ class Repositioning:
     ) -> None:
         """The topic as it is now is the one that the positions are for; so all of its partitions must be among them."""
         known = session.execute(positions.SQL["topics_known"], {"topics": [topic]}).fetchone()
-        if known is not None and known[1:] != (topic_id, cluster_id):
+        if known is None or known[1:] != (topic_id, cluster_id):
             missing = [p for p in self._partitions([topic], ()) if p not in offsets]
             if missing:
                 raise FatalError(
-                    f"{topic} was made anew since its positions were written: reset all of its partitions at once "
+                    f"{topic} was never read, or was made anew since: set all of its partitions at once "
                     f"(missing: {', '.join(map(str, missing))})"
                 )
         session.execute(positions.SQL["topic_set"], {"topic": topic, "topic_id": topic_id, "cluster_id": cluster_id})

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, func, select, text
+from sqlalchemy import Connection, create_engine, func, select
 from sqlalchemy.pool import NullPool
 
 from sync_worker import __version__
@@ -17,18 +17,8 @@ from sync_worker.database.revision import check_revision
 from sync_worker.database.sessions import connect, translated
 from sync_worker.database.tables import backfill, dead_letter_count, method, position, relay_lease, relay_window
 from sync_worker.events import Partition
+from sync_worker.outbox.windows import SQL as WINDOWS
 from sync_worker.settings import Settings
-
-# What is not in the last snapshot that was published whole. A newest window that is not published yet begins at its `from`.
-_UNPUBLISHED = text("""
-with at as (
-  select case when published then to_snapshot else from_snapshot end as s from sync_worker.relay_window order by number desc limit 1),
-seen as (select coalesce((select s from at), '3:3:'::pg_snapshot) as s),
-waiting as (
-  select recorded_at, dead_letter_id from sync_worker.outbox, seen
-  where xid >= pg_snapshot_xmax(s) or xid = any(array(select pg_snapshot_xip(s))))
-select count(*), count(dead_letter_id), extract(epoch from clock_timestamp() - min(recorded_at))::float8 from waiting
-""")
 
 
 def read_status(settings: Settings, broker: Broker | None = None) -> dict[str, Any]:
@@ -57,7 +47,7 @@ def _document(
     revision = check_revision(connection)
     lag = _lag(connection, ends, earliest)
     backfills = _backfills(connection)
-    unpublished, dead_letters_waiting, oldest_age_s = connection.execute(_UNPUBLISHED).one()
+    unpublished, dead_letters_waiting, oldest_age_s = connection.exec_driver_sql(WINDOWS["waiting"]).one()
     newest = connection.execute(
         select(relay_window.c.number, relay_window.c.published).order_by(relay_window.c.number.desc()).limit(1)
     ).first()

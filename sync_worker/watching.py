@@ -4,21 +4,24 @@ It feeds readiness and the lag metrics. It must never change anything, and an ou
 """
 
 import threading
+import time
 from collections.abc import Callable
 
 import structlog
 
-from sync_worker.broker import Broker
-from sync_worker.database.sessions import ConnectionLost, Session, connect, translated
+from sync_worker.broker import Broker, TopicMissing
+from sync_worker.database.sessions import ConnectionLost, Session, translated, watch_session
 from sync_worker.errors import RetryableError
 from sync_worker.events import Partition
 from sync_worker.intake import positions
+from sync_worker.outbox.windows import waiting as outbox_waiting
 from sync_worker.service.health import Health
 from sync_worker.service.metrics import Metrics
 from sync_worker.settings import Settings
 
 LOOP = "watch"
 EVERY_S = 5.0
+MISSING_FOR_S = 15.0
 AGAIN_AFTER_S = 0.5
 
 log = structlog.get_logger(__name__)
@@ -35,6 +38,7 @@ class Watching:
         health: Health,
         metrics: Metrics,
         stop: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """assigned: this worker's partitions. Each worker reports the lag of its own, so that a sum over workers is one."""
         self._settings = settings
@@ -45,6 +49,8 @@ class Watching:
         self._assigned = assigned
         self._reported: frozenset[Partition] = frozenset()
         self._session: Session | None = None
+        self._clock = clock
+        self._missing_since: float | None = None
 
     def run(self) -> None:
         try:
@@ -67,6 +73,14 @@ class Watching:
                 session = self._open()
                 positions.check_topics(session, self._broker, self._settings.input_topics)
                 standing = positions.read(session, partitions)
+        except TopicMissing as error:
+            # A broker that starts knows no topic for a moment.
+            if self._missing_since is None:
+                self._missing_since = self._clock()
+            if self._clock() - self._missing_since > MISSING_FOR_S:
+                raise
+            log.warning("topic_missing", reason=str(error))
+            return False
         except ConnectionLost as error:
             # While nothing is to be applied, nobody else would notice.
             if self._health.set_ready("database", ok=False, reason=str(error)):
@@ -76,8 +90,10 @@ class Watching:
             if self._health.set_ready("broker", ok=False, reason=str(error)):
                 log.error("broker_away", reason=str(error))
             return False
+        self._missing_since = None
         if self._health.set_ready("database", ok=True):
             log.info("database_back")
+        self._measure_outbox(session)
         assigned = self._assigned()
         for partition in self._reported - assigned:
             self._metrics.forget_partition(partition)
@@ -86,8 +102,18 @@ class Watching:
             self._metrics.set_partition(partition, standing[partition], ends[partition])
         return True
 
+    def _measure_outbox(self, session: Session) -> None:
+        """How much is waiting to be published; every worker reports the same number."""
+        try:
+            with translated():
+                unpublished, oldest_s = outbox_waiting(session)
+        except RetryableError as error:
+            log.warning("outbox_not_measured", reason=str(error))
+            return
+        self._metrics.outbox_unpublished.set(unpublished)
+        self._metrics.outbox_oldest_seconds.set(oldest_s or 0.0)
+
     def _open(self) -> Session:
         if self._session is None or self._session.closed:
-            self._session = connect(self._settings.database_url.get_secret_value(), "watch")
-            self._session.execute("set search_path = sync_worker, pg_temp")
+            self._session = watch_session(self._settings.database_url.get_secret_value())
         return self._session

@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from typing import Any, cast
 from uuid import UUID
 
+import structlog
+
 from sync_worker.database.arrays import int4s, uuids
-from sync_worker.database.sessions import Session, translated
+from sync_worker.database.sessions import Contention, Session, translated
 from sync_worker.enrollment.apply import SQL
 from sync_worker.enrollment.converge import METHOD_CHANGED, converge
 from sync_worker.failpoints import reach
 
 PEOPLE_PER_STEP = 1000
+NOBODY = bytes(16)
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +48,25 @@ def step(session: Session, people_per_step: int = PEOPLE_PER_STEP) -> Step | Non
             "after": UUID(bytes=after_user),
             "n": people_per_step,
         }
-        if total is None:
-            (total,) = cast("tuple[int]", session.execute(SQL["people_total"], scope).fetchone())
-            session.execute(SQL["backfill_total"], scope | {"total": total})
+        if total is None and after_user == NOBODY:
+            session.execute(SQL["backfill_total"], scope | {"total": _count(session, scope)})
         # Read before the locks, since the course may be large. Whoever joins or leaves from now on does so by an event of its own,
         # which sees the method as it is.
         people = [user for (user,) in session.execute(SQL["people"], scope, prepare=True, binary=True).fetchall()]
         reach("backfill_people")
         return _apply(session, method_id, scope, people, finished=len(people) < people_per_step)
+
+
+def _count(session: Session, scope: dict[str, Any]) -> int | None:
+    """How many people there are to look at; None where counting takes too long. Progress is no reason to make none."""
+    try:
+        with translated(), session.transaction():
+            session.execute(SQL["count_briefly"])
+            (total,) = cast("tuple[int]", session.execute(SQL["people_total"], scope).fetchone())
+    except Contention as error:
+        log.info("backfill_not_counted", reason=str(error))
+        return None
+    return total
 
 
 def _apply(session: Session, method_id: bytes, scope: dict[str, Any], people: list[bytes], *, finished: bool) -> Step:

@@ -13,6 +13,7 @@ from uuid import UUID
 from sync_worker.database.arrays import int4s, uuids
 from sync_worker.database.sessions import Session
 from sync_worker.enrollment.apply import SQL, Applied
+from sync_worker.enrollment.backfill import NOBODY
 from sync_worker.enrollment.converge import METHOD_CHANGED, converge
 from sync_worker.enrollment.folding import Facts
 from sync_worker.errors import RejectionReason
@@ -22,7 +23,6 @@ from sync_worker.events import Method, Rejection, text_of
 MAX_PEOPLE_AT_ONCE = 1000
 # Finding the holders of a contribution reads the course's rows; in a larger course the backfill does it, outside of the lock.
 _MAX_COURSE_ROWS_AT_ONCE = 20_000
-_NOBODY = bytes(16)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -147,7 +147,7 @@ def _people_at_once(session: Session, before: _Stored | None, event: Method, roo
         "segment": UUID(bytes=event.segment_id),
         "course": UUID(bytes=event.course_id),
         "deleted": event.deleted,
-        "after": UUID(bytes=_NOBODY),
+        "after": UUID(bytes=NOBODY),
         "n": room + 1,
         "rows": _MAX_COURSE_ROWS_AT_ONCE + 1,
     }

@@ -102,6 +102,9 @@ select user_id from membership where segment_id = %(segment)s and user_id > %(af
 -- :name course_rows
 select count(*) from (select from enrollment where course_id = %(course)s limit %(rows)s) r
 
+-- :name count_briefly
+select set_config('statement_timeout', '10s', true)
+
 -- :name people_total
 -- For progress only: how many people a backfill has before it.
 select (select count(*) from membership where segment_id = %(segment)s and is_member and not %(deleted)s)

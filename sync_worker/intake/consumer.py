@@ -31,17 +31,24 @@ IDLE_POLL_S = 0.1
 SHORT_POLL_S = 0.002
 COMMIT_EVERY_S = 0.5
 SEEK_AGAIN_S = 1.0
+# A consumer that librdkafka gives up sooner than this, so often in a row, never works.
+CONSUMER_LASTED_S = 60.0
+DEAD_CONSUMERS = 5
+REJOIN_MAX_S = 30.0
 
 # A partition that was assigned a moment ago has no fetcher yet that could be told where to start.
 _NOT_YET = frozenset({KafkaError._STATE, KafkaError._PREV_IN_PROGRESS, KafkaError._IN_PROGRESS})
 _OUT_OF_RANGE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
-_UNKNOWN = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
 
 log = structlog.get_logger(__name__)
 
 
 class _Rejoin(Exception):
     """What this consumer has fetched can't be used any more: start again with a new one."""
+
+
+class _ConsumerDead(_Rejoin):
+    """librdkafka gave this consumer up; why is the same the next time, or it isn't."""
 
 
 class Intake:
@@ -81,8 +88,10 @@ class Intake:
         self._sought_at = 0.0
 
     def run(self) -> None:
+        dead = 0
         while not self._stop.is_set():
             consumer = Consumer(self._config())
+            started = self._clock()
             try:
                 consumer.subscribe(
                     list(self._settings.input_topics),
@@ -96,6 +105,14 @@ class Intake:
                 self._drain(consumer)
             except _Rejoin as reason:
                 log.warning("rejoining_group", reason=str(reason))
+                lasted = self._clock() - started > CONSUMER_LASTED_S
+                dead = 0 if lasted else dead + isinstance(reason, _ConsumerDead)
+                if dead > DEAD_CONSUMERS:
+                    raise FatalError(
+                        f"no consumer of group {self._settings.consumer_group} stays alive: {reason}"
+                    ) from reason
+                self._health.set_ready("assignment", ok=False, reason=str(reason))
+                self._stop.wait(min(2.0**dead - 1, REJOIN_MAX_S))
             finally:
                 self._gathering.clear()
                 self._to_commit.clear()
@@ -209,10 +226,10 @@ class Intake:
                 "docs/recovery.md says how to choose"
             )
         if error.fatal():
-            raise _Rejoin(error.str())
-        failure = self._faults.error("reading the input topics", error)
-        # The watch asks the broker for topics by their ids, and decides; a broker that starts knows none for a moment.
-        if isinstance(failure, FatalError) and error.code() not in {*_UNKNOWN, KafkaError._MAX_POLL_EXCEEDED}:
+            raise _ConsumerDead(error.str())
+        # That a topic is unknown is for the watch to judge, which asks for it by its id: a broker that starts knows none for a moment.
+        failure = self._faults.waited_for("reading the input topics", error)
+        if isinstance(failure, FatalError):
             raise failure
         log.warning("broker_trouble", partition=str(where), reason=str(failure))
 

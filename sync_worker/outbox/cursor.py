@@ -56,7 +56,9 @@ class Resume:
     next_from: str
 
 
-def read_cursor(broker: Broker, config: Mapping[str, Any], topic: str, group: str) -> Cursor | None:
+def read_cursor(
+    broker: Broker, config: Mapping[str, Any], topic: str, group: str, *, logger: Any = None
+) -> Cursor | None:
     """The last committed cursor of this consumer group, read up to the end as it is now.
 
     Call it after the former leader was fenced. An open transaction of another group may hide what lies behind it, so this
@@ -73,6 +75,7 @@ def read_cursor(broker: Broker, config: Mapping[str, Any], topic: str, group: st
             "enable.partition.eof": True,
             "auto.offset.reset": "error",
         }
+        | ({"logger": logger} if logger is not None else {})
     )
     try:
         look_back = _FIRST_LOOK_BACK

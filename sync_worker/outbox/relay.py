@@ -119,7 +119,7 @@ class Relay:
         publisher.fence()
         reach("relay_fenced")
         # Only now is the cursor's end final: nobody else can publish under this transactional id.
-        cursor = read_cursor(self._broker, config, self._settings.cursor_topic, group)
+        cursor = read_cursor(self._broker, config, self._settings.cursor_topic, group, logger=self._logger)
         system_identifier = windows.system_identifier()
         last = windows.last()
         at = resume(last, cursor, system_identifier)

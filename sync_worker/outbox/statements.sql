@@ -65,3 +65,12 @@ update dead_letter set truncated = true where id = %(id)s
 
 -- :name dead_letter_sizes
 select id, coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) from dead_letter where id = any(%(ids)s::bigint[])
+
+-- :name waiting
+-- What is not published: not in the last snapshot that was published whole. A newest window that is not published yet begins at its `from`.
+with newest as (
+  select case when published then to_snapshot else from_snapshot end as seen from sync_worker.relay_window order by number desc limit 1),
+acknowledged as (select coalesce((select seen from newest), '3:3:'::pg_snapshot) as seen)
+select count(*), count(dead_letter_id), extract(epoch from clock_timestamp() - min(recorded_at))::float8
+from sync_worker.outbox, acknowledged
+where xid >= pg_snapshot_xmax(seen) or xid = any(array(select pg_snapshot_xip(seen)))

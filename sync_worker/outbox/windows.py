@@ -130,6 +130,12 @@ class Windows:
         self._session.execute(SQL["dead_letter_truncated"], {"id": dead_letter_id})
 
 
+def waiting(session: Session) -> tuple[int, float | None]:
+    """How many rows are not published yet, and the age of the oldest in seconds."""
+    unpublished, _, oldest_s = cast("tuple[int, int, float | None]", session.execute(SQL["waiting"]).fetchone())
+    return unpublished, oldest_s
+
+
 def _row(row: tuple[Any, ...]) -> Row:
     if row[15] is not None:
         return Row(row[0], None, row[15])

@@ -20,6 +20,7 @@ from sync_worker.settings import Settings
 TIMEOUT_S = 3.0
 UNKNOWN_FOR_S = 60.0  # contract §2: an id the registry doesn't know is retried for a minute
 ASK_AGAIN_S = 3.0
+ASK_AFTER_OUTAGE_S = 1.0
 _MAX_UNKNOWN = 1000
 _MAX_ID = 2**31 - 1  # ids are positive Java ints; a registry may answer anything else with a server error
 Answer = TypeVar("Answer")
@@ -75,6 +76,7 @@ class Registry:
         self._schemas: dict[int | UUID, AvroSchema] = {}
         self._unknown: dict[int | UUID, _Unknown] = {}
         self._registered: dict[tuple[str, bytes], int] = {}
+        self._outage: tuple[float, str] | None = None  # when it last didn't answer, and how
 
     def close(self) -> None:
         """Close the connections."""
@@ -139,6 +141,21 @@ class Registry:
     def _ask(
         self, what: str, call: Callable[[], Answer], *, any_not_found: bool = False, registering: bool = False
     ) -> Answer:
+        """As `_put`, but a registry that just didn't answer isn't asked again at once.
+
+        A question may take its whole timeout, and many partitions may be asking.
+        """
+        if self._outage is not None and self._clock() - self._outage[0] < ASK_AFTER_OUTAGE_S:
+            raise RegistryUnavailable(self._outage[1])
+        try:
+            answer = self._put(what, call, any_not_found=any_not_found, registering=registering)
+        except RegistryUnavailable as outage:
+            self._outage = (self._clock(), str(outage))
+            raise
+        self._outage = None
+        return answer
+
+    def _put(self, what: str, call: Callable[[], Answer], *, any_not_found: bool, registering: bool) -> Answer:
         """Put one request; raises _NotFound (unless registering), RegistryUnavailable, FatalError for a refusal."""
         try:
             return call()

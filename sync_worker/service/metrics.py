@@ -30,10 +30,7 @@ class Step(StrEnum):
 
     DECODE = "decode"
     APPLY = "apply"
-    COMMIT = "commit"
     BACKFILL = "backfill"
-    RELAY_READ = "relay_read"
-    RELAY_ENCODE = "relay_encode"
     RELAY_PUBLISH = "relay_publish"
 
 

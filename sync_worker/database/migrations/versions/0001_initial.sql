@@ -278,7 +278,7 @@ begin
   end if;
   select string_agg(format('method %s%s: leave segment %s%s to leave this group', source, ' (' || m.name || ')', m.segment_id,
                     ' (' || m.segment_name || ')'), '; ' order by source) into managing
-  from jsonb_each(person.sources) x(source, c) left join method m on m.method_id::text = source
+  from jsonb_each(person.sources) x(source, c) left join method m on m.method_id = case when c->>'kind' <> 'OTHER' then source::uuid end
   where c->>'group_id' = edited.group_id::text and (c->>'member')::bool;
   if managing is not null then
     if tg_op = 'DELETE' then
