@@ -71,3 +71,27 @@ def test_any_other_error_is_an_outage_only_if_kafka_says_so(
 def test_what_a_broker_says_while_it_starts_is_waited_for_though_librdkafka_does_not_mark_it(code: int) -> None:
     error = said().error("asking for offsets of x", KafkaException(KafkaError(code)))
     assert isinstance(error, RetryableError)
+
+
+def test_a_complaint_of_long_ago_explains_nothing_of_now() -> None:
+    now = 0.0
+    faults = KafkaFaults("broker.example:9092", lambda: now)
+    faults.config["error_cb"](KafkaError(AUTHENTICATION, "invalid credentials"))
+    now = 60.0
+    error = faults.error("reading x", KafkaError(TIMED_OUT))
+    assert isinstance(error, RetryableError)
+    assert str(error) == "reading x: Kafka at broker.example:9092 does not answer"
+
+
+def test_a_tls_handshake_that_broke_off_is_an_outage() -> None:
+    """A broker that restarts breaks them off; a certificate that is really wrong says so for as long as it is."""
+    faults = said(KafkaError(KafkaError._SSL, "SSL handshake failed: disconnected"))
+    error = faults.error("reading x", KafkaError(TIMED_OUT))
+    assert isinstance(error, RetryableError)
+    assert "SSL handshake failed" in str(error)
+
+
+def test_a_loop_waits_for_whatever_an_operator_need_not_mend() -> None:
+    assert isinstance(said().waited_for("reading x", KafkaError(KafkaError.UNKNOWN)), RetryableError)
+    assert isinstance(said().waited_for("reading x", KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)), FatalError)
+    assert isinstance(said().waited_for("reading x", KafkaError(AUTHENTICATION)), FatalError)
