@@ -106,7 +106,8 @@ def _check_topic(site: BenchSite, load: Load) -> None:
     ids: set[object] = set()
     keys: set[object] = set()
     try:
-        while messages := reader.some(2.0):
+        # Once all are there, a moment more for what must not be.
+        while messages := reader.some(5.0 if reader.count < 2 * load.pairs else 0.3):
             for message in messages:
                 headers = dict(message.headers() or ())
                 ids.add(headers["ce_id"])
