@@ -128,18 +128,23 @@ def test_a_batch_that_fails_anywhere_is_tried_again_and_applied_once(site: Site,
 
 def test_batches_whose_connections_are_cut_are_applied_once(site: Site) -> None:
     history = _history(600)
-    worker = site.start_worker(batch_max_records="20")
-    site.produce(history)
+    hold = site.directory / "hold"
+    hold.touch()
+    worker = site.start_worker(batch_max_records="20", failpoints=f"before_commit=hold:{hold}@2")
 
     def cut() -> bool:
         return bool(
             site.query("""
             select pg_terminate_backend(pid) from pg_stat_activity
-            where datname = current_database() and application_name = 'sync-worker apply' and state <> 'idle'""")
+            where datname = current_database() and application_name = 'sync-worker apply'""")
         )
 
-    for _ in range(5):
-        wait_for(cut, what="a batch under way")
+    for start in range(0, len(history), 150):
+        site.produce(history[start : start + 150])
+        if start == 0:
+            wait_for((site.directory / "hold.reached").exists, what="a transaction about to commit")
+        wait_for(cut, what="a session to cut")
+        hold.unlink(missing_ok=True)
     site.wait_settled()
     assert worker.events("database_away")
     _is_the_models(site, history)
@@ -268,7 +273,8 @@ def test_a_new_topic_starts_at_its_earliest_record_and_a_partition_that_comes_la
         late = Producer({"bootstrap.servers": site.stack.kafka.bootstrap_servers})
         late.produce(topic, b"x", partition=4)
         assert late.flush(30) == 0
-        for future in admin.delete_records([TopicPartition(topic, 4, 1)]).values():
+        fresh = AdminClient({"bootstrap.servers": site.stack.kafka.bootstrap_servers})
+        for future in fresh.delete_records([TopicPartition(topic, 4, 1)]).values():
             future.result(30)
         with pytest.raises(FatalError, match="positions reset"):
             positions.establish(one.session, broker, group, later[1:])

@@ -1,0 +1,170 @@
+"""Several workers share the load; who comes, leaves, dies or freezes changes nothing in the result (design §4, §7).
+
+On a Kafka of their own, whose groups notice a dead member within seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from devstack import Stack
+from sync_worker.database.migrate import migrate
+from tests.model.events import Event
+from tests.model.model import Model
+from tests.model.traffic import random_history
+from tests.support.check import assert_site_equals_model
+from tests.support.facts import member, method, new_id
+from tests.support.site import Site, WorkerProcess, wait_for
+
+PROTOCOLS = {
+    "classic": {"kafka_properties": json.dumps({"session.timeout.ms": "2000", "heartbeat.interval.ms": "500"})},
+    "consumer": {"group_protocol": "consumer"},
+}
+KAFKA = {
+    "group.initial.rebalance.delay.ms": "0",
+    "group.min.session.timeout.ms": "1000",
+    "group.consumer.min.session.timeout.ms": "1000",
+    "group.consumer.session.timeout.ms": "3000",
+    "group.consumer.min.heartbeat.interval.ms": "500",
+    "group.consumer.heartbeat.interval.ms": "1000",
+}
+DEADLINE_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def quick_groups() -> Iterator[Stack]:
+    with Stack.start(durable=False, kafka_properties=KAFKA) as running:
+        yield running
+
+
+@pytest.fixture
+def make_shared(quick_groups: Stack, tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    """Makes a site with six partitions per topic."""
+    sites: list[tuple[Site, str]] = []
+
+    def make(**settings: str) -> Site:
+        name = f"workers_{new_id()[:8]}"
+        url = quick_groups.postgres.create_database(name)
+        migrate(url)
+        site = Site(
+            quick_groups, url, tmp_path, {f"SYNC_WORKER_{key.upper()}": value for key, value in settings.items()}
+        )
+        sites.append((site, name))
+        site.create_topics(6)
+        return site
+
+    yield make
+    for site, name in sites:
+        site.close()
+        quick_groups.postgres.drop_database(name)
+
+
+@pytest.fixture(params=PROTOCOLS)
+def shared(request: pytest.FixtureRequest, make_shared: Callable[..., Site]) -> Site:
+    """A site, once for each group protocol."""
+    return make_shared(**PROTOCOLS[request.param], batch_max_records="100")
+
+
+def _history(seed: int, events: int) -> list[Event]:
+    return random_history(seed, events=events, segments=6, users=80, methods_per_segment=2, courses=6)
+
+
+def _is_the_models(site: Site, history: list[Event]) -> None:
+    site.wait_settled(DEADLINE_S)
+    model = Model()
+    model.apply_batch(history)
+    assert_site_equals_model(site, model)
+
+
+def _has_partitions(worker: WorkerProcess) -> Callable[[], bool]:
+    return lambda: bool(worker.events("partition_started"))
+
+
+def test_workers_that_join_leave_and_die_share_the_load_and_end_right(shared: Site) -> None:
+    history = _history(21, 3000)
+    parts = [history[start : start + 600] for start in range(0, len(history), 600)]
+    first = shared.start_worker()
+    shared.produce(parts[0])
+    second = shared.start_worker()
+    wait_for(_has_partitions(second), DEADLINE_S, "the second one's share")
+    shared.produce(parts[1])
+    hold = shared.directory / "hold"
+    hold.touch()
+    dies = shared.start_worker(failpoints=f"after_rows=hold:{hold}@1")
+    wait_for(_has_partitions(dies), DEADLINE_S, "the third one's share")
+    shared.produce(parts[2])
+    wait_for(Path(f"{hold}.reached").exists, DEADLINE_S, "a batch under way")
+    dies.kill()
+    shared.produce(parts[3])
+    assert first.terminate(DEADLINE_S) == 0
+    shared.produce(parts[4])
+    _is_the_models(shared, history)
+    assert second.process.poll() is None
+    assert second.terminate(DEADLINE_S) == 0
+    assert not any(worker.events("drain_timeout") for worker in (first, second))
+
+
+def test_a_worker_that_was_frozen_while_another_took_over_applies_and_publishes_nothing_twice(shared: Site) -> None:
+    history = _history(22, 1500)
+    hold = shared.directory / "hold"
+    hold.touch()
+    # It stands after its second transaction, with the next batch in its hands.
+    frozen = shared.start_worker(failpoints=f"after_commit=hold:{hold}@2")
+    shared.produce(history[:1000])
+    wait_for(Path(f"{hold}.reached").exists, DEADLINE_S, "the second transaction")
+    frozen.signal(signal.SIGSTOP)
+    try:
+        other = shared.start_worker()
+        other.wait_for_event("partition_started", DEADLINE_S)
+        shared.wait_settled(DEADLINE_S)
+    finally:
+        hold.unlink()
+        frozen.signal(signal.SIGCONT)
+    frozen.wait_for_event("batch_fenced", DEADLINE_S)
+    shared.produce(history[1000:])
+    _is_the_models(shared, history)
+    assert (frozen.process.poll(), other.process.poll()) == (None, None)
+
+
+def test_when_the_leader_is_killed_another_worker_leads_and_publishes(shared: Site) -> None:
+    history = _history(23, 600)
+    leader = shared.start_worker()
+    leader.wait_for_event("relay_leads", DEADLINE_S)
+    other = shared.start_worker()
+    wait_for(_has_partitions(other), DEADLINE_S, "the other one's share")
+    shared.produce(history[:300])
+    leader.kill()
+    other.wait_for_event("relay_leads", DEADLINE_S)
+    shared.produce(history[300:])
+    _is_the_models(shared, history)
+    assert shared.status()["leader"] is not None
+
+
+def test_a_worker_whose_applying_waits_for_longer_than_the_group_allows_between_polls_stays_in_the_group(
+    quick_groups: Stack, make_shared: Callable[..., Site]
+) -> None:
+    limits = {"max.poll.interval.ms": "3000", "session.timeout.ms": "2000", "heartbeat.interval.ms": "500"}
+    site = make_shared(kafka_properties=json.dumps(limits))
+    enabled = method(new_id(), new_id())
+    joins, leaves = (
+        member(enabled.segment_id, user := new_id(), 1),
+        member(enabled.segment_id, user, 2, is_member=False),
+    )
+    worker = site.start_worker(batch_max_records="10")
+    site.produce([enabled, joins])
+    site.wait_settled(DEADLINE_S)
+    more: list[Event] = [member(enabled.segment_id, new_id(), 1) for _ in range(100)]
+    with site.connect() as lms:
+        lms.execute("begin")
+        lms.execute("select from enrollment where user_id = %s for update", (user,))
+        site.produce([leaves, *more])
+        wait_for(lambda: len(worker.events("lock_wait")) >= 6, DEADLINE_S, "six tries of most of a second each")
+        lms.execute("rollback")
+    _is_the_models(site, [enabled, joins, leaves, *more])
+    assert worker.events("intake_paused")
+    assert not worker.events("partitions_lost") + worker.events("partitions_revoked") + worker.events("rejoining_group")
