@@ -35,7 +35,7 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--events",
         type=int,
-        default=30_000,
+        default=25_000,
         help="memberships per phase; a fifth with 5 methods (default: %(default)s)",
     )
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="(default: 1 2)")
