@@ -55,7 +55,10 @@ _STALE_SESSION = frozenset(
         "0A000",  # a cached plan must not change its result: the schema was migrated
     }
 )
-_LOGIN_REFUSED = ("password authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")
+_LOGIN_REFUSED = (
+    "password authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry",
+    "is not permitted to log in", "permission denied for database",
+)  # fmt: skip
 
 
 class ConnectionLost(RetryableError):
