@@ -7,6 +7,7 @@ worker that died at any point: positions, windows and cursor are transactional.
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -86,6 +87,8 @@ class Worker:
         registry = registry_of(settings)
         decoder = Decoder(schemas, registry, self._records_by_topic())
         self._take_signals()
+        # A loop that wakes up for one event must not wait 5 ms for another one's turn to end.
+        sys.setswitchinterval(0.0005)
         self._metrics.expect_topics(*settings.input_topics)
         broker = Broker(settings, logger=logger)
         self.http = HttpServer(

@@ -120,7 +120,12 @@ class Intake:
                 consumer.close()
 
     def _config(self) -> dict[str, Any]:
-        config = self._settings.kafka_client_config() | self._faults.config
+        config: dict[str, Any] = {}
+        if self._settings.group_protocol == "classic":
+            # How long the partitions of a worker that was killed stand still. Compare-and-set makes a short one safe.
+            config["session.timeout.ms"] = 10_000
+            config["partition.assignment.strategy"] = "cooperative-sticky"
+        config |= self._settings.kafka_client_config() | self._faults.config
         config |= {
             "group.id": self._settings.consumer_group,
             "group.protocol": self._settings.group_protocol,
@@ -138,8 +143,6 @@ class Intake:
             "fetch.wait.max.ms": 100,
             "fetch.error.backoff.ms": 50,
         }
-        if self._settings.group_protocol == "classic":
-            config["partition.assignment.strategy"] = "cooperative-sticky"
         if self._logger is not None:
             config["logger"] = self._logger
         return config

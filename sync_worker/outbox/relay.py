@@ -137,8 +137,8 @@ class Relay:
         self._health.set_ready("relay", ok=True)
         if at.window is not None:
             term.publish(at.window, at.after_id)
-        elif last is not None:
-            windows.mark_published(last)  # complete in Kafka, but its relay may have died before it said so here
+        # Complete in Kafka by now, which its relay may not have lived to say here.
+        unmarked = last
         number, from_ = at.next_number, at.next_from
         active_at = time.monotonic()
         while True:
@@ -150,10 +150,15 @@ class Relay:
                 window = windows.open_next(number, from_, system_identifier)
                 reach("relay_window_opened")
                 term.publish(window, 0)
-                number, from_ = window.number + 1, window.to
+                # Nothing more to write: the next window's row says that this one was published, or the mark does, once there is time.
+                number, from_, unmarked = window.number + 1, window.to, window
                 active_at = time.monotonic()
                 self._clean(windows, window)
             else:
+                if unmarked is not None:
+                    windows.mark_published(unmarked)
+                    reach("relay_marked")
+                    unmarked = None
                 # The last window is published: what its successor would start from is not needed any more.
                 self._clean(windows, Window(number, from_, from_, system_identifier, published=True))
                 if not stopping:

@@ -60,8 +60,6 @@ class Term:
             self._hold()
             self._publish_chunk(window, chunk, after_id, complete=complete)
             after_id = chunk[-1].id if chunk else after_id
-        self._windows.mark_published(window)
-        reach("relay_marked")
         self._metrics.relay_window.set(window.number)
 
     def _chunks(self, window: Window, after_id: int) -> Iterator[tuple[list[Row], bool]]:

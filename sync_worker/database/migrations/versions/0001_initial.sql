@@ -125,6 +125,9 @@ create table enrollment (
   status text not null generated always as (status_of(sources, suspended)) stored,
   primary key (course_id, user_id)) with (fillfactor = 50);
 
+-- "In which courses is this user?" is what a learning platform asks on every page (5 % on additions, nothing on HOT updates).
+create index enrollment_user on enrollment (user_id);
+
 -- ── The rule ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 -- semantics §2, used by every path, as what must change: null where nothing does. now: the present contribution, or null.
