@@ -16,7 +16,7 @@ from sync_worker import checkpoint
 from sync_worker.checkpoint import Outcome
 from sync_worker.database.sessions import Contention, translated
 from sync_worker.enrollment.apply import SQL
-from sync_worker.enrollment.folding import MAX_PAIRS
+from sync_worker.enrollment.folding import MAX_METHODS, MAX_PAIRS
 from tests.model.events import Event
 from tests.support.check import assert_changes_are_a_chain
 from tests.support.facts import ANYWHERE, member, method, new_id, records_of
@@ -192,7 +192,8 @@ def test_a_batch_that_would_touch_more_than_twenty_thousand_enrollments_is_cut(
     methods = [method(segment, new_id()) for _ in range(methods_count)]
     joining: list[Event] = [member(segment, new_id(), 1) for _ in range(50)]
     one = writer()
-    one.batch(*methods)
+    for start in range(0, methods_count, MAX_METHODS):
+        one.batch(*methods[start : start + MAX_METHODS])
     with database.connect() as connection:
         connection.execute("insert into position (topic, partition, next_offset) values ('anywhere', 0, 0)")
     outcome = Outcome()

@@ -62,7 +62,8 @@ class RunningRelay:
         """What made it stop by itself."""
         self._thread.join(60)
         assert self._error is not None, "it did not stop"
-        return self._error
+        # The frames of its traceback would keep the producer alive, and that complains when Kafka has gone.
+        return self._error.with_traceback(None)
 
     def __enter__(self) -> Self:
         self._thread.start()
