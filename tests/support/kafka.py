@@ -26,14 +26,16 @@ class KafkaRecord(NamedTuple):
 
 def read_all(bootstrap_servers: str, topic: str, *, committed: bool = True) -> list[KafkaRecord]:
     """Every record of a topic up to its present end, in order of partition and offset."""
-    consumer = Consumer({
-        "bootstrap.servers": bootstrap_servers,
-        "group.id": f"reader-{uuid4().hex}",
-        "enable.auto.commit": False,
-        "isolation.level": "read_committed" if committed else "read_uncommitted",
-        "enable.partition.eof": True,
-        "auto.offset.reset": "error",
-    })
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": f"reader-{uuid4().hex}",
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed" if committed else "read_uncommitted",
+            "enable.partition.eof": True,
+            "auto.offset.reset": "error",
+        }
+    )
     try:
         partitions = sorted(consumer.list_topics(topic, 10).topics[topic].partitions)
         starts = []
