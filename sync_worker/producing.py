@@ -71,7 +71,7 @@ class Publisher:
         finally:
             try:
                 self._flush()
-            except KeyboardInterrupt:  # Ctrl-C may come just here; only a second one may cut short what is on its way
+            except BaseException:  # Ctrl-C may come just here; only a second one may cut short what is on its way
                 self._flush()
                 raise
 
