@@ -18,7 +18,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType  # type: ignore[attr-defined]  # re-exported
 
-from sync_worker.errors import FatalError, RetryableError
+from sync_worker.errors import FatalError, RetryableError, SyncWorkerError
 from sync_worker.events import Partition
 from sync_worker.kafka_errors import KafkaFaults
 from sync_worker.settings import Settings
@@ -51,7 +51,8 @@ class Broker:
         config = settings.kafka_client_config() | self._faults.config
         if logger is not None:
             config["logger"] = logger
-        self._admin = AdminClient(config)
+        self._config = config
+        self._admin = AdminClient(dict(config))
         self._timeout_s = timeout_s
 
     def cluster_id(self) -> str:
@@ -71,7 +72,7 @@ class Broker:
                 if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                     missing.append(name)
                     continue
-                raise self._faults.error(f"asking for topic {name}", error) from error
+                raise self._failure(f"asking for topic {name}", error) from error
             found[name] = TopicFacts(str(described.topic_id), len(described.partitions))
         if missing:
             raise TopicMissing(
@@ -106,12 +107,7 @@ class Broker:
         except RetryableError as error:
             if not _has_other_leader(error):
                 raise
-        # After a restart or an election librdkafka goes on asking by the leader and epoch it knows, until it is told to look.
-        for topic in {where.topic for where in asked}:
-            try:
-                self._admin.list_topics(topic, timeout=self._timeout_s)
-            except KafkaException as error:
-                raise self._faults.error(f"asking who leads {topic}", error) from error
+        # By the new client, which looks up the leaders first.
         return self._list_offsets(asked, isolation)
 
     def _list_offsets(self, asked: dict[TopicPartition, OffsetSpec], isolation: IsolationLevel) -> dict[Partition, int]:
@@ -148,11 +144,11 @@ class Broker:
         """The members of a consumer group by their client's host and id, with the partitions each of them has."""
         futures = self._admin.describe_consumer_groups([group], request_timeout=self._timeout_s)
         try:
-            described: Any = futures[group].result(self._timeout_s + 1)
+            described: Any = self._answer(f"asking for group {group}", futures[group])
         except KafkaException as error:
             if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
                 return {}
-            raise self._faults.error(f"asking for group {group}", error) from error
+            raise self._failure(f"asking for group {group}", error) from error
         return {
             f"{member.host} {member.member_id}": [
                 Partition(where.topic, where.partition) for where in member.assignment.topic_partitions
@@ -169,7 +165,7 @@ class Broker:
         altered: Any = self._result(f"setting the commits of group {group}", future)
         for where in altered.topic_partitions:
             if where.error is not None:
-                raise self._faults.error(f"setting the commit of {where.topic}[{where.partition}]", where.error)
+                raise self._failure(f"setting the commit of {where.topic}[{where.partition}]", where.error)
 
     def max_message_bytes(self, topic: str) -> int:
         """The topic's `max.message.bytes`."""
@@ -182,13 +178,21 @@ class Broker:
         try:
             return self._answer(doing, future)
         except KafkaException as error:
-            raise self._faults.error(doing, error) from error
+            raise self._failure(doing, error) from error
 
     def _answer(self, doing: str, future: "Future[_T]") -> _T:
         try:
             return future.result(self._timeout_s + 1)
         except TimeoutError as error:  # this process stood still for a while, and the client hasn't noticed yet
             raise RetryableError(f"{doing}: no answer within {self._timeout_s:g} s") from error
+
+    def _failure(self, doing: str, failed: KafkaError | Exception) -> SyncWorkerError:
+        failure = self._faults.error(doing, failed)
+        if isinstance(failure, RetryableError):
+            # After an outage or an election librdkafka goes on asking by the leaders it knew, and waits for ever on the connection
+            # to a coordinator that it has given up. Whoever is asking by the old client meanwhile asks again.
+            self._admin = AdminClient(dict(self._config))
+        return failure
 
 
 def _has_other_leader(error: RetryableError) -> bool:

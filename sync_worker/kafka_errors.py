@@ -38,7 +38,8 @@ _PASSING: Final = frozenset({
     KafkaError.BROKER_NOT_AVAILABLE, KafkaError.NETWORK_EXCEPTION, KafkaError.REQUEST_TIMED_OUT,
     KafkaError.REBOOTSTRAP_REQUIRED, KafkaError.THROTTLING_QUOTA_EXCEEDED, KafkaError.NOT_ENOUGH_REPLICAS,
     KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND, KafkaError._WAIT_COORD, KafkaError._WAIT_CACHE,
-    KafkaError._UNKNOWN_BROKER, KafkaError._NODE_UPDATE, KafkaError._DESTROY_BROKER, KafkaError._RETRY,
+    KafkaError._UNKNOWN_BROKER, KafkaError._NODE_UPDATE, KafkaError._DESTROY_BROKER, KafkaError._DESTROY,
+    KafkaError._RETRY,
 })  # fmt: skip
 
 
