@@ -127,7 +127,7 @@ def test_no_message_and_no_avsc_is_left_over() -> None:
     assert {path.stem for path in Path(SCHEMAS).glob("*.avsc")} == set(RecordName)
 
 
-@pytest.mark.parametrize("name", TOPIC_OF)
+@pytest.mark.parametrize("name", sorted(TOPIC_OF))
 def test_the_keys_and_headers_that_are_published_are_the_documents(name: RecordName) -> None:
     encoder = LineEncoder(load_schemas(), TOPIC_OF)
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
