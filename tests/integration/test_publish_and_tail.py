@@ -71,6 +71,8 @@ class Commands:
         return subprocess.Popen(
             [sys.executable, "-m", "sync_worker", *arguments],
             env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            # Tests may run in the background, where a shell has its children ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - sets one signal, nothing else
         )  # fmt: skip
 
     def run(self, *arguments: str, lines: str = "") -> subprocess.CompletedProcess[str]:

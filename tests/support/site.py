@@ -7,6 +7,7 @@ never look into the worker's process.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -177,6 +178,7 @@ class Site:
                     "partitioner": "murmur2_random",
                     "linger.ms": 5,
                     "message.max.bytes": 20_000_000,
+                "log_level": 0,  # the stack ends before the last of its clients, which is no news
                 }
             )
         return self._producer
@@ -231,7 +233,7 @@ class Site:
         from sync_worker.errors import RetryableError  # noqa: PLC0415 - as above
         from sync_worker.status import read_status  # noqa: PLC0415 - as above
 
-        broker = Broker(self.settings)
+        broker = Broker(self.settings, logger=logging.getLogger("librdkafka"))
         document: dict[str, Any] = {}
 
         def settled() -> bool:
