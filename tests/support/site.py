@@ -178,7 +178,7 @@ class Site:
                     "partitioner": "murmur2_random",
                     "linger.ms": 5,
                     "message.max.bytes": 20_000_000,
-                "log_level": 0,  # the stack ends before the last of its clients, which is no news
+                    "log_level": 0,  # the stack ends before the last of its clients, which is no news
                 }
             )
         return self._producer
