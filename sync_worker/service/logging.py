@@ -20,7 +20,7 @@ from sync_worker.service.redaction import Redactor, escape_control
 LogFormat = Literal["json", "console"]
 KAFKA_LOGGER: Final = "librdkafka"
 # They tell at INFO what is their own business; their warnings matter.
-_QUIET: Final = ("alembic", "sqlalchemy", "waitress", "httpx")
+_QUIET: Final = ("alembic", "sqlalchemy", "waitress", "httpx", "httpx2")
 
 
 def configure(
