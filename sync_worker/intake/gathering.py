@@ -131,7 +131,7 @@ class Gathering:
         self._say()
 
     def take(self, message: Message, *, end_of_partition: bool) -> Lane | None:
-        """Take a message as it comes from Kafka; the lane, if it must fetch no more for now."""
+        """Take a message as it comes from Kafka; the lane, where it must fetch no more until it is freed."""
         lane = self.lanes.get((message.topic(), message.partition()))  # type: ignore[arg-type]  # a message has both
         offset: int = message.offset()  # type: ignore[assignment]  # as above
         # Before the seek librdkafka may deliver what comes before the position, or what it fetched for an older assignment.
