@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import (
+    Consumer,
     ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
@@ -44,7 +45,11 @@ class TopicFacts(NamedTuple):
 
 
 class Broker:
-    """Questions to the broker, each answered within `timeout_s` or not at all."""
+    """Questions to the broker, each answered within `timeout_s` or not at all. May be put from any thread.
+
+    Each one holds on to the client that it was put to until it is answered: librdkafka ends the process (an assertion)
+    when a client goes away under a question.
+    """
 
     def __init__(self, settings: Settings, *, logger: Any = None, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
         self._faults = KafkaFaults(settings.kafka_bootstrap_servers)
@@ -56,14 +61,14 @@ class Broker:
         self._timeout_s = timeout_s
 
     def cluster_id(self) -> str:
-        described = self._result(
-            "asking for the cluster", self._admin.describe_cluster(request_timeout=self._timeout_s)
-        )
+        admin = self._admin
+        described = self._result("asking for the cluster", admin.describe_cluster(request_timeout=self._timeout_s))
         return str(described.cluster_id)
 
     def topics(self, names: Collection[str]) -> dict[str, TopicFacts]:
         """Raises TopicMissing naming every topic that does not exist."""
-        asked = self._admin.describe_topics(TopicCollection(list(names)), request_timeout=self._timeout_s)
+        admin = self._admin
+        asked = admin.describe_topics(TopicCollection(list(names)), request_timeout=self._timeout_s)
         found, missing = {}, []
         for name, future in asked.items():
             try:
@@ -111,27 +116,33 @@ class Broker:
         return self._list_offsets(asked, isolation)
 
     def _list_offsets(self, asked: dict[TopicPartition, OffsetSpec], isolation: IsolationLevel) -> dict[Partition, int]:
-        futures = self._admin.list_offsets(asked, isolation_level=isolation, request_timeout=self._timeout_s)
+        admin = self._admin
+        futures = admin.list_offsets(asked, isolation_level=isolation, request_timeout=self._timeout_s)
         return {
             Partition(where.topic, where.partition): self._result(f"asking for offsets of {where.topic}", future).offset
             for where, future in futures.items()
         }
 
     def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, int]:
-        """What the consumer group has committed to Kafka; partitions without a commit are left out."""
+        """What the consumer group has committed to Kafka; partitions without a commit are left out.
+
+        Asked by a consumer: when the admin client's connection to a coordinator goes at the wrong moment, librdkafka ends
+        the process (its issues 3663 and 4605).
+        """
         if not partitions:
             return {}
-        wanted = [TopicPartition(partition.topic, partition.number) for partition in partitions]
-        futures = self._admin.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=self._timeout_s
-        )
-        (future,) = futures.values()
-        found = self._result(f"asking for the commits of group {group}", future)
-        return {
-            Partition(where.topic, where.partition): where.offset
-            for where in found.topic_partitions
-            if where.offset is not None and where.offset >= 0
-        }
+        doing = f"asking for the commits of group {group}"
+        consumer = Consumer({**self._config, "group.id": group, "enable.auto.commit": False})
+        try:
+            found = consumer.committed([TopicPartition(*partition) for partition in partitions], self._timeout_s)
+        except KafkaException as error:
+            raise self._faults.error(doing, error) from error
+        finally:
+            consumer.close()
+        for where in found:
+            if where.error is not None:
+                raise self._faults.error(f"{doing} for {where.topic}[{where.partition}]", where.error)
+        return {Partition(where.topic, where.partition): where.offset for where in found if where.offset >= 0}
 
     def at_time(self, partitions: Iterable[Partition], time_ms: int) -> dict[Partition, int]:
         """The first offset of each partition whose record is not older than a time; its end where there is none."""
@@ -142,7 +153,8 @@ class Broker:
 
     def members(self, group: str) -> dict[str, list[Partition]]:
         """The members of a consumer group by their client's host and id, with the partitions each of them has."""
-        futures = self._admin.describe_consumer_groups([group], request_timeout=self._timeout_s)
+        admin = self._admin
+        futures = admin.describe_consumer_groups([group], request_timeout=self._timeout_s)
         try:
             described: Any = self._answer(f"asking for group {group}", futures[group])
         except KafkaException as error:
@@ -159,7 +171,8 @@ class Broker:
     def set_committed(self, group: str, offsets: Mapping[Partition, int]) -> None:
         """Set what the group has committed; the broker refuses while it has members."""
         wanted = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
-        (future,) = self._admin.alter_consumer_group_offsets(
+        admin = self._admin
+        (future,) = admin.alter_consumer_group_offsets(
             [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=self._timeout_s
         ).values()
         altered: Any = self._result(f"setting the commits of group {group}", future)
@@ -169,7 +182,8 @@ class Broker:
 
     def max_message_bytes(self, topic: str) -> int:
         """The topic's `max.message.bytes`."""
-        (future,) = self._admin.describe_configs(
+        admin = self._admin
+        (future,) = admin.describe_configs(
             [ConfigResource(ResourceType.TOPIC, topic)], request_timeout=self._timeout_s
         ).values()
         return int(self._result(f"asking for the configuration of {topic}", future)["max.message.bytes"].value)
@@ -190,7 +204,7 @@ class Broker:
         failure = self._faults.error(doing, failed)
         if isinstance(failure, RetryableError):
             # After an outage or an election librdkafka goes on asking by the leaders it knew, and waits for ever on the connection
-            # to a coordinator that it has given up. Whoever is asking by the old client meanwhile asks again.
+            # to a coordinator that it has given up. The old client goes when nobody is asking by it any more.
             self._admin = AdminClient(dict(self._config))
         return failure
 

@@ -39,7 +39,7 @@ _PASSING: Final = frozenset({
     KafkaError.REBOOTSTRAP_REQUIRED, KafkaError.THROTTLING_QUOTA_EXCEEDED, KafkaError.NOT_ENOUGH_REPLICAS,
     KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND, KafkaError._WAIT_COORD, KafkaError._WAIT_CACHE,
     KafkaError._UNKNOWN_BROKER, KafkaError._NODE_UPDATE, KafkaError._DESTROY_BROKER, KafkaError._DESTROY,
-    KafkaError._RETRY,
+    KafkaError._RETRY, KafkaError._NOENT,  # no leaders found
 })  # fmt: skip
 
 
