@@ -188,14 +188,8 @@ def test_an_id_that_nobody_knows_holds_up_its_partition_for_a_minute_and_then_is
 
 def test_a_schema_that_is_registered_while_its_record_waits_is_used(case: Case, client: SchemaRegistryClient) -> None:
     worker = case.site.start_worker()
-<<<<<<< Updated upstream
     # The relay registers what it writes, which takes an id; only then is the next one known.
     wait_for(lambda: "relay" in readiness(worker) and "failed" not in readiness(worker), what="a relay that leads")
-=======
-    # Once the worker has registered what it writes, the next id is the next schema's.
-    case.wait_enrolled(case.join(0))
-    case.site.wait_settled(PATIENCE_S)
->>>>>>> Stashed changes
     subject = f"{case.site.topic('membership')}-late"
     coming = register(client, f"{subject}-before", "SegmentMemberAdded", before="x") + 1
     user = case.join(0, schema_id=coming, tail=b"\x02y")
