@@ -44,6 +44,11 @@ class TopicFacts(NamedTuple):
     partitions: int
 
 
+def partitions_of(topics: Mapping[str, TopicFacts]) -> list[Partition]:
+    """Every partition of these topics, in order."""
+    return [Partition(topic, number) for topic in sorted(topics) for number in range(topics[topic].partitions)]
+
+
 class Broker:
     """Questions to the broker, each answered within `timeout_s` or not at all. May be put from any thread.
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sync_worker.broker import Broker
+from sync_worker.broker import Broker, partitions_of
 from sync_worker.database.sessions import Session, connect, translated
 from sync_worker.errors import FatalError, SettingsError
 from sync_worker.events import Partition
@@ -114,7 +114,7 @@ class Repositioning:
 
     def _partitions(self, topics: Collection[str], numbers: Collection[int]) -> list[Partition]:
         facts = self._broker.topics(topics)
-        found = [Partition(topic, number) for topic in sorted(facts) for number in range(facts[topic].partitions)]
+        found = partitions_of(facts)
         if not numbers:
             return found
         chosen = [partition for partition in found if partition.number in numbers]

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, func, select
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Connection, func, select
 
 from sync_worker import __version__
-from sync_worker.broker import Broker
+from sync_worker.broker import Broker, partitions_of
 from sync_worker.database.revision import check_revision
-from sync_worker.database.sessions import connect, translated
+from sync_worker.database.sessions import engine_for, translated
 from sync_worker.database.tables import backfill, dead_letter_count, method, position, relay_lease, relay_window
 from sync_worker.events import Partition
 from sync_worker.outbox.windows import SQL as WINDOWS
@@ -28,15 +27,10 @@ def read_status(settings: Settings, broker: Broker | None = None) -> dict[str, A
     """
     at = datetime.now(UTC)
     broker = broker or Broker(settings)
-    topics = broker.topics(settings.input_topics)
-    partitions = [Partition(topic, number) for topic in topics for number in range(topics[topic].partitions)]
+    partitions = partitions_of(broker.topics(settings.input_topics))
     ends = broker.stable_end(partitions)
     earliest = broker.earliest(partitions)
-    engine = create_engine(
-        "postgresql+psycopg://",
-        creator=lambda: connect(settings.database_url.get_secret_value(), "status", autocommit=False),
-        poolclass=NullPool,
-    )
+    engine = engine_for(settings.database_url.get_secret_value(), "status")
     with translated(), engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
         return {**_document(connection, ends, earliest), "at": at.isoformat()}
 

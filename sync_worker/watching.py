@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
-from sync_worker.broker import Broker, TopicMissing
+from sync_worker.broker import Broker, TopicMissing, partitions_of
 from sync_worker.database.sessions import ConnectionLost, Session, translated, watch_session
 from sync_worker.errors import RetryableError
 from sync_worker.events import Partition
@@ -64,8 +64,7 @@ class Watching:
     def _look(self) -> bool:
         """False where something was away."""
         try:
-            topics = self._broker.topics(self._settings.input_topics)
-            partitions = [Partition(topic, number) for topic in topics for number in range(topics[topic].partitions)]
+            partitions = partitions_of(self._broker.topics(self._settings.input_topics))
             ends = self._broker.stable_end(partitions)
             if self._health.set_ready("broker", ok=True):
                 log.info("broker_back")

@@ -17,15 +17,13 @@ from uuid import uuid4
 
 import structlog
 from prometheus_client import CollectorRegistry
-from sqlalchemy import create_engine
-from sqlalchemy.pool import NullPool
 
 from sync_worker import __version__, applying, backfilling, watching
 from sync_worker.applying import Applying
 from sync_worker.backfilling import Backfilling
 from sync_worker.broker import Broker
 from sync_worker.database.revision import check_revision
-from sync_worker.database.sessions import ConnectionLost, connect, translated
+from sync_worker.database.sessions import ConnectionLost, engine_for, translated
 from sync_worker.errors import RetryableError
 from sync_worker.events import RecordName
 from sync_worker.intake import consumer
@@ -189,11 +187,7 @@ class Worker:
 
     def _wait_for_services(self, broker: Broker) -> bool:
         """See that the database is migrated and the topics are there; an outage is waited for. False when stopped meanwhile."""
-        engine = create_engine(
-            "postgresql+psycopg://",
-            creator=lambda: connect(self._settings.database_url.get_secret_value(), "start", autocommit=False),
-            poolclass=NullPool,
-        )
+        engine = engine_for(self._settings.database_url.get_secret_value(), "start")
         while not self._stop.is_set():
             try:
                 with translated(), engine.connect() as connection:

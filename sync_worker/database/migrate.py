@@ -9,11 +9,10 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
 
-from sync_worker.database.sessions import connect, translated
+from sync_worker.database.sessions import engine_for, translated
 from sync_worker.errors import FatalError
 
 # One key for the whole database server's advisory locks of `migrate`; the worker's own is in enrollment/statements.sql.
@@ -69,9 +68,7 @@ def known_revisions() -> frozenset[str]:
 
 def migrate(url: str) -> MigrationReport:
     """Bring the database at `url` to the head revision, as the owner of the schema (contract §3)."""
-    engine = create_engine(
-        "postgresql+psycopg://", creator=lambda: connect(url, "migrate", autocommit=False), poolclass=NullPool
-    )
+    engine = engine_for(url, "migrate")
     with translated(), engine.connect() as connection:
         connection.execute(text("select pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
         # Alembic keeps its version table in the schema that its first revision fills.

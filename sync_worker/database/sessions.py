@@ -11,7 +11,9 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 
 from sync_worker.errors import FatalError, RetryableError, SyncWorkerError
 
@@ -135,6 +137,13 @@ def connect(url: str, purpose: str, *, autocommit: bool = True) -> Session:
         if any(refusal in text for refusal in _LOGIN_REFUSED):
             raise FatalError(f"PostgreSQL refused the connection: {text}: check SYNC_WORKER_DATABASE_URL") from error
         raise ConnectionLost(f"PostgreSQL can't be reached: {text}") from error
+
+
+def engine_for(url: str, purpose: str) -> Engine:
+    """SQLAlchemy's way to sessions of `connect`, for the ordinary queries: a new one each time, none kept."""
+    return create_engine(
+        "postgresql+psycopg://", creator=lambda: connect(url, purpose, autocommit=False), poolclass=NullPool
+    )
 
 
 def apply_session(url: str, purpose: str) -> Session:
