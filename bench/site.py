@@ -22,8 +22,8 @@ from confluent_kafka.admin import AdminClient
 from bench.errors import WrongResult
 from bench.load import Published
 from devstack import Stack
+from sync_worker.operations.topics import create_topics
 from sync_worker.settings import Settings
-from sync_worker.topics import create_topics
 
 PARTITIONS = 6
 TIMEOUT_S = 300.0

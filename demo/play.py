@@ -18,7 +18,7 @@ from demo.observe import Change, Database, change_of
 from demo.scene import Action, Bytes, DeadLetter, Event, Expected, GroupEdit, Scene
 from demo.services import Services, wait_until
 from demo.show import Screen, View
-from sync_worker.producing import Publisher
+from sync_worker.operations.producing import Publisher
 from sync_worker.service.logging import kafka_logger
 from sync_worker.settings import Settings
 

@@ -19,10 +19,10 @@ from typing import Any, Final, TypeVar
 from demo.errors import DemoError
 from devstack import Stack
 from devstack.process import Command, ProcessRunner
-from sync_worker.broker import Broker
+from sync_worker.kafka.broker import Broker
+from sync_worker.operations.status import read_status
 from sync_worker.service.logging import kafka_logger
 from sync_worker.settings import Settings
-from sync_worker.status import read_status
 
 _DEADLINE_S: Final = 60.0
 _POLL_S: Final = 0.02

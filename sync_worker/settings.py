@@ -14,9 +14,9 @@ from urllib.parse import quote, urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from sync_worker import kafka_properties as properties
 from sync_worker.environment import Environment, Unusable, environment_name, values, warnings_about_names
 from sync_worker.errors import SettingsError
+from sync_worker.kafka import properties
 
 ENV_FILE: Final = ".env"
 KAFKA: Final = frozenset({"kafka_bootstrap_servers"})

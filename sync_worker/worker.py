@@ -18,10 +18,7 @@ from uuid import uuid4
 import structlog
 from prometheus_client import CollectorRegistry
 
-from sync_worker import __version__, applying, backfilling, watching
-from sync_worker.applying import Applying
-from sync_worker.backfilling import Backfilling
-from sync_worker.broker import Broker
+from sync_worker import __version__
 from sync_worker.database.revision import check_revision
 from sync_worker.database.sessions import ConnectionLost, engine_for, translated
 from sync_worker.errors import RetryableError
@@ -30,6 +27,12 @@ from sync_worker.intake import consumer
 from sync_worker.intake.consumer import Intake
 from sync_worker.intake.decoding import Decoder
 from sync_worker.intake.handoff import Handoff
+from sync_worker.kafka.broker import Broker
+from sync_worker.loops import applying, backfilling, watching
+from sync_worker.loops.applying import Applying
+from sync_worker.loops.backfilling import Backfilling
+from sync_worker.loops.watching import Watching
+from sync_worker.operations.status import read_status
 from sync_worker.outbox import relay
 from sync_worker.outbox.encoding import ChangeEncoder
 from sync_worker.outbox.relay import Relay
@@ -42,8 +45,6 @@ from sync_worker.service.logging import kafka_logger
 from sync_worker.service.metrics import Metrics
 from sync_worker.service.redaction import Redactor
 from sync_worker.settings import Settings
-from sync_worker.status import read_status
-from sync_worker.watching import Watching
 
 # How long a loop may be silent: longer than each of its waits is bounded to (statement_timeout, Kafka's request timeouts).
 _MAX_SILENCE_S = {

@@ -22,7 +22,7 @@ def publish(
     name = "-" if file is None else str(file)
     with _opened(name) as stream:
         settings = settings_for({"kafka_bootstrap_servers"})
-        from sync_worker.producing import Publisher  # noqa: PLC0415 - heavy, and not for --help
+        from sync_worker.operations.producing import Publisher  # noqa: PLC0415 - heavy, and not for --help
 
         shown = "stdin" if name == "-" else name
         publisher = Publisher(settings, lambda number, fault: warn(f"{shown}:{number}: {fault}"))
@@ -53,8 +53,8 @@ def tail(
     and the exit code is 1 then.
     """
     settings = settings_for({"kafka_bootstrap_servers"}, kafka_logs=True)
-    from sync_worker.tailing import Fault  # noqa: PLC0415 - heavy, and not for --help
-    from sync_worker.tailing import tail as read  # noqa: PLC0415 - as above
+    from sync_worker.operations.tailing import Fault  # noqa: PLC0415 - heavy, and not for --help
+    from sync_worker.operations.tailing import tail as read  # noqa: PLC0415 - as above
 
     faults = 0
     found = read(settings, dead_letters=dead_letters, from_beginning=from_beginning, until_end=until_end)

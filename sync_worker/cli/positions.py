@@ -16,7 +16,7 @@ _NEEDED = {"kafka_bootstrap_servers", "database_url"}
 def show(as_json: Annotated[bool, typer.Option("--json", help="As JSON, stable.")] = False) -> None:
     """Each input partition: the position kept in the database, what Kafka has committed, and what the topic holds."""
     settings = settings_for(_NEEDED)
-    from sync_worker.repositioning import Repositioning  # noqa: PLC0415 - heavy, and not for --help
+    from sync_worker.operations.positions import Repositioning  # noqa: PLC0415 - heavy, and not for --help
 
     standings: list[dict[str, Any]] = [
         {
@@ -49,7 +49,7 @@ def reset(
     Reading again is always right: what is known changes nothing. Skipping loses what is skipped.
     """
     settings = settings_for(_NEEDED)
-    from sync_worker.repositioning import Repositioning  # noqa: PLC0415 - heavy, and not for --help
+    from sync_worker.operations.positions import Repositioning  # noqa: PLC0415 - heavy, and not for --help
 
     repositioning = Repositioning(settings)
     plan = repositioning.plan(to, topic or (), partition or ())

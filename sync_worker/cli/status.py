@@ -19,7 +19,7 @@ def status(
 ) -> None:
     """Lag, outbox, backfills, dead letters and leader; settled when every input is applied and published."""
     settings = settings_for({"kafka_bootstrap_servers", "database_url"})
-    from sync_worker.status import read_status  # noqa: PLC0415 - heavy, and not for --help
+    from sync_worker.operations.status import read_status  # noqa: PLC0415 - heavy, and not for --help
 
     document = read_status(settings)
     if as_json:

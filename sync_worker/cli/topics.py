@@ -28,7 +28,7 @@ def create(
 ) -> None:
     """Make the topics that are missing; of those that exist, say what differs, and change nothing."""
     settings = settings_for({"kafka_bootstrap_servers"})
-    from sync_worker.topics import create_topics  # noqa: PLC0415 - heavy, and not for --help
+    from sync_worker.operations.topics import create_topics  # noqa: PLC0415 - heavy, and not for --help
 
     reports = create_topics(settings, partitions, replication_factor)
     print_table(

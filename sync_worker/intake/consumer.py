@@ -19,7 +19,7 @@ from sync_worker.intake.decoding import Decoder
 from sync_worker.intake.gathering import Gathering, Lane
 from sync_worker.intake.handoff import Committed, Establish, Established, Handoff
 from sync_worker.intake.rejections import RejectionGuard
-from sync_worker.kafka_errors import KafkaFaults
+from sync_worker.kafka.errors import KafkaFaults
 from sync_worker.service.health import Health
 from sync_worker.service.metrics import Metrics, Rebalance, Step
 from sync_worker.settings import Settings

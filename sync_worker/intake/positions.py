@@ -7,11 +7,11 @@ the database, the topic or the cluster is not the one it was made for, the worke
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from sync_worker.broker import Broker
 from sync_worker.database.sessions import Session
 from sync_worker.database.statements import load
 from sync_worker.errors import FatalError, SyncWorkerError
 from sync_worker.events import Partition
+from sync_worker.kafka.broker import Broker
 
 SQL = load("sync_worker.intake", "statements.sql")
 

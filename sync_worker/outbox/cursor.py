@@ -12,9 +12,9 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
-from sync_worker.broker import Broker
 from sync_worker.errors import FatalError, RetryableError
 from sync_worker.events import Partition
+from sync_worker.kafka.broker import Broker
 from sync_worker.outbox.windows import NOTHING_SEEN, Window
 
 READ_TIMEOUT_S = 30.0

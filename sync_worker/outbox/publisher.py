@@ -12,7 +12,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from sync_worker.errors import RetryableError
-from sync_worker.kafka_errors import KafkaFaults
+from sync_worker.kafka.errors import KafkaFaults
 
 # A dead relay holds back read_committed consumers for as long as this.
 TRANSACTION_TIMEOUT_S = 15.0

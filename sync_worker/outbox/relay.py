@@ -11,10 +11,10 @@ from typing import Any
 
 import structlog
 
-from sync_worker.broker import Broker
 from sync_worker.database.sessions import ConnectionLost, Contention, translated
 from sync_worker.errors import RetryableError
 from sync_worker.failpoints import reach
+from sync_worker.kafka.broker import Broker
 from sync_worker.outbox.cursor import read_cursor, resume
 from sync_worker.outbox.encoding import ChangeEncoder
 from sync_worker.outbox.lease import Lease

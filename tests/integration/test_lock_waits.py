@@ -12,11 +12,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from sync_worker import checkpoint
-from sync_worker.checkpoint import Outcome
 from sync_worker.database.sessions import Contention, translated
 from sync_worker.enrollment.apply import SQL
 from sync_worker.enrollment.folding import MAX_METHODS, MAX_PAIRS
+from sync_worker.loops import checkpoint
+from sync_worker.loops.checkpoint import Outcome
 from tests.model.events import Event
 from tests.support.check import assert_changes_are_a_chain
 from tests.support.facts import ANYWHERE, member, method, new_id, records_of

@@ -9,13 +9,13 @@ import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]  # re-exported
 
-from sync_worker import checkpoint
-from sync_worker.broker import Broker
-from sync_worker.checkpoint import Outcome
 from sync_worker.errors import FatalError, RetryableError
 from sync_worker.events import Partition, RecordName
 from sync_worker.intake import positions
 from sync_worker.intake.positions import PositionsMoved
+from sync_worker.kafka.broker import Broker
+from sync_worker.loops import checkpoint
+from sync_worker.loops.checkpoint import Outcome
 from tests.model.events import Event, to_record
 from tests.model.model import Model
 from tests.model.traffic import random_history

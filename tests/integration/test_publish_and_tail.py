@@ -19,9 +19,9 @@ from fastavro import schemaless_writer
 
 from devstack import Stack
 from sync_worker.events import RecordName
+from sync_worker.operations.topics import create_topics
 from sync_worker.schema.store import load_schemas
 from sync_worker.settings import Settings
-from sync_worker.topics import create_topics
 
 ROOT = Path(__file__).parents[2]
 SEGMENT, USER, COURSE = (str(uuid4()) for _ in range(3))

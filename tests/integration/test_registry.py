@@ -13,7 +13,7 @@ from devstack import Stack
 from sync_worker.errors import FatalError, InvalidRecord, RejectionReason
 from sync_worker.events import NAMESPACE, Membership, RecordName
 from sync_worker.intake.decoding import Decoder
-from sync_worker.publishing import LineEncoder
+from sync_worker.operations.publishing import LineEncoder
 from sync_worker.schema.avro import AvroSchema, parse
 from sync_worker.schema.registry import Registry, RegistryUnavailable, SchemaNotYetKnown, subject_name
 from sync_worker.schema.store import load_schemas

@@ -12,8 +12,8 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # re-exported
 
 from sync_worker import failpoints
-from sync_worker.broker import Broker
 from sync_worker.errors import FatalError
+from sync_worker.kafka.broker import Broker
 from sync_worker.outbox import term
 from sync_worker.outbox.cursor import Cursor, read_cursor
 from tests.model.events import Event

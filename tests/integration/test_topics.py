@@ -13,8 +13,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from devstack import Stack
 from sync_worker.errors import FatalError, RetryableError
+from sync_worker.operations.topics import TopicReport, create_topics
 from sync_worker.settings import Settings
-from sync_worker.topics import TopicReport, create_topics
 
 SETTINGS = (
     "SYNC_WORKER_MEMBERSHIP_TOPIC", "SYNC_WORKER_METHODS_TOPIC", "SYNC_WORKER_SOURCES_TOPIC",
@@ -145,6 +145,6 @@ def test_two_runs_at_once_make_each_topic_once(settings: Settings) -> None:
 
 
 def test_a_broker_that_is_away_is_an_outage_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sync_worker.topics._TIMEOUT_S", 1.0)
+    monkeypatch.setattr("sync_worker.operations.topics._TIMEOUT_S", 1.0)
     with pytest.raises(RetryableError, match=r"Kafka at 127\.0\.0\.1:1 does not answer \(.*Connection refused"):
         create_topics(Settings(kafka_bootstrap_servers="127.0.0.1:1"))

@@ -11,13 +11,13 @@ from typing import Any
 
 import psycopg
 
-from sync_worker import checkpoint
 from sync_worker.database import arrays
 from sync_worker.database.sessions import apply_session
 from sync_worker.enrollment import backfill
 from sync_worker.errors import InvalidRecord
 from sync_worker.events import Partition, Record, RecordName, Rejection
 from sync_worker.intake.decoding import Decoder
+from sync_worker.loops import checkpoint
 from sync_worker.outbox.encoding import ChangeEncoder
 from sync_worker.outbox.windows import NOTHING_SEEN, Window, Windows
 from sync_worker.schema.store import load_schemas

@@ -9,14 +9,14 @@ from typing import Any, Self
 
 from prometheus_client import CollectorRegistry
 
-from sync_worker.broker import Broker
 from sync_worker.events import RecordName
+from sync_worker.kafka.broker import Broker
+from sync_worker.operations.status import read_status
 from sync_worker.outbox.encoding import ChangeEncoder
 from sync_worker.outbox.relay import LOOP, Relay
 from sync_worker.schema.store import load_schemas
 from sync_worker.service.health import Health
 from sync_worker.service.metrics import Metrics
-from sync_worker.status import read_status
 from tests.support.site import Site, wait_for
 
 

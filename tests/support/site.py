@@ -131,7 +131,7 @@ class Site:
     # services
 
     def create_topics(self, partitions: int = 3) -> None:
-        from sync_worker.topics import create_topics  # noqa: PLC0415 - not for tests without Kafka
+        from sync_worker.operations.topics import create_topics  # noqa: PLC0415 - not for tests without Kafka
 
         create_topics(self.settings, partitions, 1)
 
@@ -229,9 +229,9 @@ class Site:
 
     def wait_settled(self, timeout_s: float = SETTLE_TIMEOUT_S) -> dict[str, Any]:
         """Until everything published so far is applied and published; the status document."""
-        from sync_worker.broker import Broker  # noqa: PLC0415 - as above
         from sync_worker.errors import RetryableError  # noqa: PLC0415 - as above
-        from sync_worker.status import read_status  # noqa: PLC0415 - as above
+        from sync_worker.kafka.broker import Broker  # noqa: PLC0415 - as above
+        from sync_worker.operations.status import read_status  # noqa: PLC0415 - as above
 
         broker = Broker(self.settings, logger=logging.getLogger("librdkafka"))
         document: dict[str, Any] = {}

@@ -12,7 +12,7 @@ import yaml
 
 from sync_worker.errors import RejectionReason
 from sync_worker.events import NAMESPACE, RecordName
-from sync_worker.publishing import LineEncoder
+from sync_worker.operations.publishing import LineEncoder
 from sync_worker.schema.store import load_schemas
 from sync_worker.schema.wire import cloud_event_headers
 from sync_worker.settings import Settings

@@ -4,7 +4,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from sync_worker.errors import FatalError, RetryableError, SyncWorkerError
-from sync_worker.kafka_errors import KafkaFaults
+from sync_worker.kafka.errors import KafkaFaults
 
 TRANSPORT, ALL_DOWN, AUTHENTICATION, TIMED_OUT = (
     KafkaError._TRANSPORT,

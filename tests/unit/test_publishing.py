@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sync_worker.events import NAMESPACE, RecordName, Suspension
 from sync_worker.intake.decoding import Decoder
-from sync_worker.publishing import InvalidLine, LineEncoder
+from sync_worker.operations.publishing import InvalidLine, LineEncoder
 from sync_worker.schema.store import load_schemas
 from tests.records import DATA, INPUTS, MEMBER, METHOD, SAMPLES, SOURCE, TOPIC_OF, TOPICS, Datum, datum_bytes, schema_of
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from sync_worker.operations.topics import config_differences, planned_inputs, planned_outputs
 from sync_worker.settings import Settings
-from sync_worker.topics import config_differences, planned_inputs, planned_outputs
 
 
 @pytest.mark.parametrize(("factor", "wanted"), [(1, None), (2, None), (3, "2"), (5, "2")])

@@ -13,8 +13,8 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from sync_worker.errors import SyncWorkerError
 from sync_worker.events import RecordName
 from sync_worker.interrupts import Interrupts
-from sync_worker.kafka_errors import KafkaFaults
-from sync_worker.publishing import InvalidLine, LineEncoder, Publication
+from sync_worker.kafka.errors import KafkaFaults
+from sync_worker.operations.publishing import InvalidLine, LineEncoder, Publication
 from sync_worker.schema.registry import registry_of
 from sync_worker.schema.store import load_schemas
 from sync_worker.service.logging import kafka_logger

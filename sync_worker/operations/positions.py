@@ -8,11 +8,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sync_worker.broker import Broker, partitions_of
 from sync_worker.database.sessions import Session, connect, translated
 from sync_worker.errors import FatalError, SettingsError
 from sync_worker.events import Partition
 from sync_worker.intake import positions
+from sync_worker.kafka.broker import Broker, partitions_of
 from sync_worker.settings import Settings
 
 

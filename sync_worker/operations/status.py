@@ -11,11 +11,11 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from sync_worker import __version__
-from sync_worker.broker import Broker, partitions_of
 from sync_worker.database.revision import check_revision
 from sync_worker.database.sessions import engine_for, translated
 from sync_worker.database.tables import backfill, dead_letter_count, method, position, relay_lease, relay_window
 from sync_worker.events import Partition
+from sync_worker.kafka.broker import Broker, partitions_of
 from sync_worker.outbox.windows import SQL as WINDOWS
 from sync_worker.settings import Settings
 

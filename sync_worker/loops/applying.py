@@ -13,8 +13,6 @@ import structlog
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 from tenacity.stop import stop_when_event_set
 
-from sync_worker import checkpoint
-from sync_worker.broker import Broker, TopicMissing
 from sync_worker.database import arrays
 from sync_worker.database.sessions import ConnectionLost, Contention, Session, apply_session, translated
 from sync_worker.enrollment.apply import SQL
@@ -23,6 +21,8 @@ from sync_worker.events import Partition, Record, Rejection
 from sync_worker.intake import positions
 from sync_worker.intake.handoff import Batch, Committed, Establish, Established, Handoff, Rewound
 from sync_worker.intake.positions import PositionsMoved
+from sync_worker.kafka.broker import Broker, TopicMissing
+from sync_worker.loops import checkpoint
 from sync_worker.service.health import Health
 from sync_worker.service.metrics import Metrics, Retry, Step
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import structlog
 
-from sync_worker.broker import Broker, TopicMissing, partitions_of
 from sync_worker.database.sessions import ConnectionLost, Session, translated, watch_session
 from sync_worker.errors import RetryableError
 from sync_worker.events import Partition
 from sync_worker.intake import positions
+from sync_worker.kafka.broker import Broker, TopicMissing, partitions_of
 from sync_worker.outbox.windows import waiting as outbox_waiting
 from sync_worker.service.health import Health
 from sync_worker.service.metrics import Metrics

@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, Resourc
 
 from sync_worker.environment import environment_name
 from sync_worker.errors import FatalError, RetryableError
-from sync_worker.kafka_errors import KafkaFaults
+from sync_worker.kafka.errors import KafkaFaults
 from sync_worker.service.logging import kafka_logger
 from sync_worker.settings import Settings
 

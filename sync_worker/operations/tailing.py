@@ -17,7 +17,7 @@ from fastavro import schemaless_reader
 from sync_worker.errors import FatalError, InvalidRecord, RejectionReason, RetryableError
 from sync_worker.events import RecordName
 from sync_worker.intake.framing import frame_of, read_headers
-from sync_worker.kafka_errors import KafkaFaults
+from sync_worker.kafka.errors import KafkaFaults
 from sync_worker.schema.avro import AvroSchema
 from sync_worker.schema.registry import Registry, registry_of
 from sync_worker.schema.store import SchemaStore, load_schemas, record_name

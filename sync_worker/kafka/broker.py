@@ -21,7 +21,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, Resou
 
 from sync_worker.errors import FatalError, RetryableError, SyncWorkerError
 from sync_worker.events import Partition
-from sync_worker.kafka_errors import KafkaFaults
+from sync_worker.kafka.errors import KafkaFaults
 from sync_worker.settings import Settings
 
 _T = TypeVar("_T")
