@@ -53,6 +53,7 @@ membership = Table(
     Column("version", BigInteger, nullable=False),
     Column("event_id", Uuid),
     Column("occurred_at", _TIME),
+    Column("hold", BigInteger),
 )
 method = Table(
     "method",
@@ -180,5 +181,62 @@ backfill = Table(
     Column("done", BigInteger, nullable=False),
     Column("total", BigInteger),
     Column("created_at", _TIME, nullable=False),
+)
+removal_count = Table(
+    "removal_count",
+    metadata,
+    Column("segment_id", Uuid, primary_key=True),
+    Column("minute", _TIME, primary_key=True),
+    Column("removed", Integer, nullable=False),
+    Column("touched_at", _TIME, nullable=False),
+)
+removal_hold = Table(
+    "removal_hold",
+    metadata,
+    Column("segment_id", Uuid, primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("since", _TIME, nullable=False),
+    Column("members", BigInteger, nullable=False),
+    Column("removed", BigInteger, nullable=False),
+)
+hold_release = Table(
+    "hold_release",
+    metadata,
+    Column("number", BigInteger, primary_key=True),
+    Column("segment_id", Uuid, nullable=False),
+    Column("after_user", Uuid, nullable=False),
+    Column("done", BigInteger, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("created_at", _TIME, nullable=False),
+)
+intervention = Table(
+    "intervention",
+    metadata,
+    Column("id", BigInteger, primary_key=True),
+    Column("at", _TIME, nullable=False),
+    Column("by", Text, nullable=False),
+    Column("operation", Text, nullable=False),
+    Column("detail", JSONB, nullable=False),
+)
+reconcile_run = Table(
+    "reconcile_run",
+    metadata,
+    Column("scope", Text, primary_key=True),
+    Column("after_course", Uuid, nullable=False),
+    Column("after_user", Uuid, nullable=False),
+    Column("found", BigInteger, nullable=False),
+    Column("repaired", BigInteger, nullable=False),
+    Column("looked_at", BigInteger, nullable=False),
+    Column("started_at", _TIME, nullable=False),
+    Column("updated_at", _TIME, nullable=False),
+)
+dead_letter_replay = Table(
+    "dead_letter_replay",
+    metadata,
+    Column("topic", Text, primary_key=True),
+    Column("partition", Integer, primary_key=True),
+    Column("record_offset", BigInteger, primary_key=True),
+    Column("topic_id", Text, nullable=False),
+    Column("replayed_at", _TIME, nullable=False),
 )
 alembic_version = Table("alembic_version", metadata, Column("version_num", Text, primary_key=True))

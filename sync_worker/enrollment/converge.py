@@ -13,6 +13,9 @@ from sync_worker.database.statements import load
 SQL = load("sync_worker.enrollment", "statements.sql")
 
 METHOD_CHANGED = "EnrollmentMethodChanged"
+SOURCE_CHANGED = "EnrollmentSourceChanged"
+HOLD_RELEASED = "HOLD_RELEASED"
+RECONCILE = "RECONCILE"
 
 NOTHING: Mapping[str, Any] = {
     # memberships that changed
@@ -36,6 +39,7 @@ NOTHING: Mapping[str, Any] = {
     "s_ordinals": int4s([]),
     "s_events": uuids([]),
     "s_traces": texts([]),
+    "s_cause": SOURCE_CHANGED,
     # suspensions in a course
     "x_courses": uuids([]),
     "x_users": uuids([]),

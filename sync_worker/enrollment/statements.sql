@@ -125,15 +125,15 @@ with touched as (
     f(segment_id, user_id, is_member, ordinal, event_id, traceparent)
   join method m on m.segment_id = f.segment_id and not m.deleted
   left join lateral (select e.sources->m.method_id::text as now from enrollment e where e.course_id = m.course_id and e.user_id = f.user_id offset 0) n on true
-  union all                          -- (method, user) of a method event or of a backfill step
-  select m.course_id, p.user_id, rule(m, coalesce(s.is_member, false), n.now), p.ordinal, %(p_cause)s::cause_type,
-         case when %(p_cause)s = 'EnrollmentMethodChanged' then m.event_id end, m.method_id, m.traceparent
+  union all                          -- (method, user) of a method event or of a step: backfill, release of a hold, repair
+  select m.course_id, p.user_id, rule(m, stands_as_member(s.is_member, s.hold, n.now), n.now), p.ordinal, %(p_cause)s::cause_type,
+         case %(p_cause)s when 'EnrollmentMethodChanged' then m.event_id when 'HOLD_RELEASED' then s.event_id end, m.method_id, m.traceparent
   from unnest(%(p_methods)s::uuid[], %(p_users)s::uuid[], %(p_ordinals)s::int[]) p(method_id, user_id, ordinal)
   join method m on m.method_id = p.method_id
-  left join lateral (select s.is_member from membership s where s.segment_id = m.segment_id and s.user_id = p.user_id offset 0) s on true
+  left join lateral (select s.is_member, s.hold, s.event_id from membership s where s.segment_id = m.segment_id and s.user_id = p.user_id offset 0) s on true
   left join lateral (select e.sources->m.method_id::text as now from enrollment e where e.course_id = m.course_id and e.user_id = p.user_id offset 0) n on true
   union all                          -- other sources
-  select f.course_id, f.user_id, source_rule(f.source, f.status, f.role, n.now), f.ordinal, 'EnrollmentSourceChanged', f.event_id, null, f.traceparent
+  select f.course_id, f.user_id, source_rule(f.source, f.status, f.role, n.now), f.ordinal, %(s_cause)s::cause_type, f.event_id, null, f.traceparent
   from unnest(%(s_courses)s::uuid[], %(s_users)s::uuid[], %(s_names)s::text[], %(s_statuses)s::text[], %(s_roles)s::text[], %(s_ordinals)s::int[],
               %(s_events)s::uuid[], %(s_traces)s::text[]) f(course_id, user_id, source, status, role, ordinal, event_id, traceparent)
   left join lateral (select e.sources->f.source as now from enrollment e where e.course_id = f.course_id and e.user_id = f.user_id offset 0) n on true

@@ -1,0 +1,72 @@
+-- The removal breaker (semantics §5), and what operators' commands remember. Old workers go on beside it: nothing they read changes.
+
+set local search_path = sync_worker, pg_temp;
+
+-- ── Removal breaker ────────────────────────────────────────────────────────────────────────────────────────────────
+
+-- The hold under which this membership was removed: until it is released, what the member had stays (semantics §5). Only ever set
+-- together with is_member = false; coming back clears it. The index holds marked rows alone, so it costs a batch nothing: an update
+-- that leaves the column alone stays HOT.
+alter table membership add column hold bigint;
+create index membership_hold on membership (segment_id, user_id) where hold is not null;
+
+-- May the rule treat this user as a member still? `now`: the present contribution, or null. A leftover of an earlier removal
+-- (member = false) is no membership that could stay.
+create function stands_as_member(is_member bool, hold bigint, now jsonb) returns bool language sql immutable parallel safe
+return coalesce(is_member, false) or (hold is not null and coalesce((now->>'member')::bool, false));
+
+-- How many members each segment lost by removals that occurred in this minute, less those who came back.
+create table removal_count (
+  segment_id uuid,
+  minute timestamptz,
+  removed int not null check (removed >= 0),
+  touched_at timestamptz not null default now(),
+  primary key (segment_id, minute)) with (fillfactor = 50);
+
+-- A segment whose removals are held. number: what its memberships are marked with; members: how many it had when the limit was
+-- crossed; removed: how many of them had left within the window, the transaction that crossed the limit included.
+create table removal_hold (
+  segment_id uuid primary key,
+  number bigint not null unique generated always as identity,
+  since timestamptz not null default now(),
+  members bigint not null,
+  removed bigint not null);
+
+-- A hold that was released, while its removals are still being applied: a keyset cursor over its users.
+create table hold_release (
+  number bigint primary key,
+  segment_id uuid not null,
+  after_user uuid not null default '00000000-0000-0000-0000-000000000000',
+  done bigint not null default 0,
+  total bigint not null,
+  created_at timestamptz not null default now());
+
+-- ── What operators did ─────────────────────────────────────────────────────────────────────────────────────────────
+
+-- On record: every change that no event asked for. No personal data beyond ids; an erasure names nobody.
+create table intervention (
+  id bigint primary key generated always as identity,
+  at timestamptz not null default now(),
+  by text not null,
+  operation text not null,
+  detail jsonb not null);
+
+-- How far a reconcile of this scope has come, so that one that was interrupted goes on.
+create table reconcile_run (
+  scope text primary key,
+  after_course uuid not null,
+  after_user uuid not null,
+  found bigint not null default 0,
+  repaired bigint not null default 0,
+  looked_at bigint not null default 0,
+  started_at timestamptz not null default now(),
+  updated_at timestamptz not null default now());
+
+-- Dead letters that were sent back, by where they stand in the dead-letter topic: each goes back once.
+create table dead_letter_replay (
+  topic text,
+  partition int,
+  record_offset bigint,
+  topic_id text not null,
+  replayed_at timestamptz not null default now(),
+  primary key (topic, partition, record_offset));
