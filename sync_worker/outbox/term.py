@@ -83,8 +83,11 @@ class Term:
         size = 0
         for row in chunk:
             change = row.change
+            # Of an erased key, and of a dead letter that was erased meanwhile, there is nothing to speak of.
             row_size = (
-                len(change.sources) + len(change.before_sources or b"") if change else sizes[row.dead_letter_id or 0]
+                len(change.sources) + len(change.before_sources or b"")
+                if change
+                else sizes.get(row.dead_letter_id or 0, 0)
             )
             size += row_size
             if size > BYTES_PER_TRANSACTION and parts[-1]:
@@ -97,11 +100,12 @@ class Term:
         last_id = chunk[-1].id if chunk else after_id
         cursor = Cursor(window.number, last_id, complete, window.system_identifier)
         changes: Counter[str] = Counter()
+        others: Counter[Output] = Counter()
         started = time.perf_counter()
         reach("relay_publishing")
         try:
             self._publisher.publish(
-                self._records(chunk, changes), (self._settings.cursor_topic, self._group, cursor.to_bytes())
+                self._records(chunk, changes, others), (self._settings.cursor_topic, self._group, cursor.to_bytes())
             )
         except RecordTooLarge as refused:
             # Where the limit was lowered meanwhile, the next term goes by the new one.
@@ -110,13 +114,12 @@ class Term:
             raise
         reach("relay_committed")
         self._metrics.step_seconds.labels(Step.RELAY_PUBLISH).observe(time.perf_counter() - started)
-        published = changes.total()
         for change, number in changes.items():
             self._metrics.changes.labels(change).inc(number)
-        self._metrics.published.labels(Output.CHANGE).inc(published)
-        self._metrics.published.labels(Output.DEAD_LETTER).inc(len(chunk) - published)
+        for kind, number in {Output.CHANGE: changes.total(), **others}.items():
+            self._metrics.published.labels(kind).inc(number)
 
-    def _records(self, chunk: list[Row], changes: Counter[str]) -> Iterator[Record]:
+    def _records(self, chunk: list[Row], changes: Counter[str], others: Counter[Output]) -> Iterator[Record]:
         topic = self._settings.changes_topic
         encode = self._encoder.encode
         ids = [row.dead_letter_id for row in chunk if row.dead_letter_id is not None]
@@ -126,8 +129,15 @@ class Term:
                 encoded = encode(row.change)
                 changes[encoded.change] += 1
                 yield topic, encoded.key, encoded.value, encoded.headers, None
-            elif row.dead_letter_id is not None:
+            elif row.erased is not None:
+                # No headers: it is no event of its own, and consumers know it by its null value (contract §2).
+                others[Output.TOMBSTONE] += 1
+                yield topic, row.erased, None, [], None
+            elif row.dead_letter_id in dead_letters:
+                others[Output.DEAD_LETTER] += 1
                 yield self._dead_letter(row.dead_letter_id, dead_letters[row.dead_letter_id])
+            else:
+                log.info("dead_letter_erased", dead_letter_id=row.dead_letter_id)  # since its outbox row was read
 
     def _dead_letter(self, id_: int, row: tuple[Any, ...]) -> Record:
         record = dead_letter_record(row, self._dead_letter_bytes, without_value=id_ in self._too_large)

@@ -44,11 +44,12 @@ class Overtaken(RetryableError):
 
 
 class Row(NamedTuple):
-    """An outbox row: a change of an enrollment, or a dead letter's id."""
+    """An outbox row: a change of an enrollment, a dead letter's id, or the key of an enrollment that was erased."""
 
     id: int
-    change: OutboxRow | None
-    dead_letter_id: int | None
+    change: OutboxRow | None = None
+    dead_letter_id: int | None = None
+    erased: bytes | None = None
 
 
 class _BytesLoader(Loader):
@@ -138,8 +139,10 @@ def waiting(session: Session) -> tuple[int, float | None]:
 
 def _row(row: tuple[Any, ...]) -> Row:
     if row[15] is not None:
-        return Row(row[0], None, row[15])
-    return Row(row[0], OutboxRow._make((*row[:4], _micros(row[4]), *row[5:15])), None)
+        return Row(row[0], dead_letter_id=row[15])
+    if row[3] is None and row[8] is None:  # neither a version nor contributions: only an erasure writes a bare key
+        return Row(row[0], erased=f"{row[1]}:{row[2]}".encode("ascii"))
+    return Row(row[0], OutboxRow._make((*row[:4], _micros(row[4]), *row[5:15])))
 
 
 @lru_cache(maxsize=64)

@@ -49,6 +49,7 @@ class Output(StrEnum):
 
     CHANGE = "change"
     DEAD_LETTER = "dead_letter"
+    TOMBSTONE = "tombstone"
 
 
 class Rebalance(StrEnum):
