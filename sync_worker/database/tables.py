@@ -5,7 +5,7 @@ The hot statements are plain SQL beside the code that runs them. Generated colum
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Column, DateTime, Integer, LargeBinary, MetaData, Table, Text, Uuid
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Double, Integer, LargeBinary, MetaData, Table, Text, Uuid
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.types import UserDefinedType
 
@@ -229,6 +229,17 @@ reconcile_run = Table(
     Column("looked_at", BigInteger, nullable=False),
     Column("started_at", _TIME, nullable=False),
     Column("updated_at", _TIME, nullable=False),
+)
+worker = Table(
+    "worker",
+    metadata,
+    Column("holder", Text, primary_key=True),
+    Column("version", Text, nullable=False),
+    Column("since", _TIME, nullable=False),
+    Column("seen_at", _TIME, nullable=False),
+    Column("partitions", JSONB, nullable=False),
+    Column("records_per_s", Double, nullable=False),
+    Column("published_per_s", Double, nullable=False),
 )
 dead_letter_replay = Table(
     "dead_letter_replay",

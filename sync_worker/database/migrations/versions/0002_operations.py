@@ -23,7 +23,7 @@ def downgrade() -> None:
     op.execute(
         """
         drop table sync_worker.removal_count, sync_worker.removal_hold, sync_worker.hold_release, sync_worker.intervention,
-          sync_worker.reconcile_run, sync_worker.dead_letter_replay;
+          sync_worker.reconcile_run, sync_worker.dead_letter_replay, sync_worker.worker;
         drop function sync_worker.stands_as_member;
         alter table sync_worker.membership drop column hold;
         """
