@@ -19,12 +19,12 @@ return coalesce(is_member, false) or (hold is not null and coalesce((now->>'memb
 create table removal_count (
   segment_id uuid,
   minute timestamptz,
-  removed int not null check (removed >= 0),
+  removed int not null,
   touched_at timestamptz not null default now(),
   primary key (segment_id, minute)) with (fillfactor = 50);
 
--- A segment whose removals are held. number: what its memberships are marked with; members: how many it had when the limit was
--- crossed; removed: how many of them had left within the window, the transaction that crossed the limit included.
+-- A segment whose removals are held. number: what its memberships are marked with; members: how many it had before the window in
+-- which the limit was crossed; removed: how many of them had left by then, and stay removed.
 create table removal_hold (
   segment_id uuid primary key,
   number bigint not null unique generated always as identity,
@@ -51,27 +51,18 @@ create table intervention (
   operation text not null,
   detail jsonb not null);
 
--- How far a reconcile of this scope has come, so that one that was interrupted goes on.
+-- How far a reconcile of this scope has come, so that one that was interrupted goes on; the row goes when it is through.
+-- part: which table it reads; next_*: the first key that is still to be looked at; counts: what was found and repaired so far;
+-- intervention_id: where it is on record, if it changed anything.
 create table reconcile_run (
   scope text primary key,
-  after_course uuid not null,
-  after_user uuid not null,
-  found bigint not null default 0,
-  repaired bigint not null default 0,
-  looked_at bigint not null default 0,
+  part text not null,
+  next_first uuid not null,
+  next_second uuid not null,
+  counts jsonb not null,
+  intervention_id bigint,
   started_at timestamptz not null default now(),
   updated_at timestamptz not null default now());
-
--- The workers as they last spoke of themselves, every few seconds; for people who ask who has what. Nothing is decided by it.
--- partitions: an object topic → numbers; the rates are per second since the time before.
-create table worker (
-  holder text primary key,
-  version text not null,
-  since timestamptz not null default clock_timestamp(),
-  seen_at timestamptz not null default clock_timestamp(),
-  partitions jsonb not null,
-  records_per_s float8 not null,
-  published_per_s float8 not null) with (fillfactor = 50);
 
 -- Dead letters that were sent back, by where they stand in the dead-letter topic: each goes back once.
 create table dead_letter_replay (
