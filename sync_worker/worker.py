@@ -139,7 +139,7 @@ class Worker:
                 backfilling.LOOP: Backfilling(url, self._health, self._metrics, self._stop, relay_loop.wake).run,
                 relay.LOOP: relay_loop.run,
                 watching.LOOP: Watching(
-                    settings, broker, lambda: intake.partitions, self._health, self._metrics, self._stop
+                    settings, broker, lambda: intake.partitions, self._health, self._metrics, self._stop, self._holder
                 ).run,
             }
             for name, loop in loops.items():

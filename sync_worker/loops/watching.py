@@ -1,6 +1,7 @@
 """The watch: now and then asks the broker whether the input topics are still those that positions were made for.
 
-It feeds readiness and the lag metrics. It must never change anything, and an outage that it meets is only said.
+It feeds readiness, the lag metrics and this worker's own row in the table of workers. It must never change anything else,
+and an outage that it meets is only said.
 """
 
 import threading
@@ -14,6 +15,7 @@ from sync_worker.errors import RetryableError
 from sync_worker.events import Partition
 from sync_worker.intake import positions
 from sync_worker.kafka.broker import Broker, TopicMissing, partitions_of
+from sync_worker.loops.presence import Presence
 from sync_worker.outbox.windows import waiting as outbox_waiting
 from sync_worker.service.health import Health
 from sync_worker.service.metrics import Metrics
@@ -38,6 +40,7 @@ class Watching:
         health: Health,
         metrics: Metrics,
         stop: threading.Event,
+        holder: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """assigned: this worker's partitions. Each worker reports the lag of its own, so that a sum over workers is one."""
@@ -47,6 +50,7 @@ class Watching:
         self._metrics = metrics
         self._stop = stop
         self._assigned = assigned
+        self._presence = Presence(holder, metrics, clock)
         self._reported: frozenset[Partition] = frozenset()
         self._session: Session | None = None
         self._clock = clock
@@ -59,6 +63,7 @@ class Watching:
                 self._stop.wait(EVERY_S if self._look() else AGAIN_AFTER_S)
         finally:
             if self._session is not None:
+                self._leave(self._session)
                 self._session.close()
 
     def _look(self) -> bool:
@@ -92,6 +97,7 @@ class Watching:
         self._missing_since = None
         if self._health.set_ready("database", ok=True):
             log.info("database_back")
+        self._tell(session)
         self._measure_outbox(session)
         assigned = self._assigned()
         for partition in self._reported - assigned:
@@ -100,6 +106,21 @@ class Watching:
         for partition in self._reported:
             self._metrics.set_partition(partition, standing[partition], ends[partition])
         return True
+
+    def _tell(self, session: Session) -> None:
+        """That this worker is there, for people who ask."""
+        try:
+            with translated():
+                self._presence.say(session, self._assigned())
+        except RetryableError as error:
+            log.warning("presence_not_told", reason=str(error))
+
+    def _leave(self, session: Session) -> None:
+        try:
+            with translated():
+                self._presence.leave(session)
+        except RetryableError as error:
+            log.info("left_without_a_word", reason=str(error))  # the row goes with time
 
     def _measure_outbox(self, session: Session) -> None:
         """How much is waiting to be published; every worker reports the same number."""
