@@ -230,6 +230,17 @@ reconcile_run = Table(
     Column("started_at", _TIME, nullable=False),
     Column("updated_at", _TIME, nullable=False),
 )
+worker = Table(
+    "worker",
+    metadata,
+    Column("holder", Text, primary_key=True),
+    Column("version", Text, nullable=False),
+    Column("since", _TIME, nullable=False),
+    Column("seen_at", _TIME, nullable=False),
+    Column("partitions", JSONB, nullable=False),
+    Column("records_per_s", Double, nullable=False),
+    Column("published_per_s", Double, nullable=False),
+)
 dead_letter_replay = Table(
     "dead_letter_replay",
     metadata,

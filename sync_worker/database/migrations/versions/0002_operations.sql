@@ -64,6 +64,17 @@ create table reconcile_run (
   started_at timestamptz not null default now(),
   updated_at timestamptz not null default now());
 
+-- The workers as they last spoke of themselves, every few seconds; for people who ask who has what. Nothing is decided by it.
+-- partitions: an object topic → numbers; the rates are per second since the time before.
+create table worker (
+  holder text primary key,
+  version text not null,
+  since timestamptz not null default clock_timestamp(),
+  seen_at timestamptz not null default clock_timestamp(),
+  partitions jsonb not null,
+  records_per_s float8 not null,
+  published_per_s float8 not null) with (fillfactor = 50);
+
 -- Dead letters that were sent back, by where they stand in the dead-letter topic: each goes back once.
 create table dead_letter_replay (
   topic text,
