@@ -196,9 +196,13 @@ where b.method_id = %(method)s and b.version = %(version)s and b.after_user = %(
 
 -- :name backfill_lock
 -- Locks the memberships of these people in key order; version 0 for who has none, so that a member being added elsewhere is waited for,
--- not overlooked. ON CONFLICT DO UPDATE locks the row although its WHERE lets nothing through.
+-- not overlooked. ON CONFLICT DO UPDATE locks the row although its WHERE lets nothing through. Who has neither a membership nor an
+-- enrollment was erased since the people were read: a row would name them again. (coalesce asks the second only where the first has no answer.)
 insert into membership as s (segment_id, user_id, is_member, version)
-select %(segment)s::uuid, u, false, 0 from unnest(%(users)s::uuid[]) u order by 1, 2
+select %(segment)s::uuid, u, false, 0 from unnest(%(users)s::uuid[]) u
+where coalesce((select true from membership m where m.segment_id = %(segment)s and m.user_id = u),
+               (select true from enrollment e where e.user_id = u limit 1), false)
+order by 1, 2
 on conflict (segment_id, user_id) do update set version = s.version where false
 
 -- :name backfill_total

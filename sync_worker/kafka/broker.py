@@ -187,11 +187,16 @@ class Broker:
 
     def max_message_bytes(self, topic: str) -> int:
         """The topic's `max.message.bytes`."""
+        return int(self.topic_config(topic)["max.message.bytes"])
+
+    def topic_config(self, topic: str) -> dict[str, str]:
+        """The topic's settings in force, by their names at the broker."""
         admin = self._admin
         (future,) = admin.describe_configs(
             [ConfigResource(ResourceType.TOPIC, topic)], request_timeout=self._timeout_s
         ).values()
-        return int(self._result(f"asking for the configuration of {topic}", future)["max.message.bytes"].value)
+        described = self._result(f"asking for the configuration of {topic}", future)
+        return {name: entry.value or "" for name, entry in described.items()}
 
     def _result(self, doing: str, future: "Future[_T]") -> _T:
         try:
