@@ -7,20 +7,17 @@ that it can't read: that one is named, and the next is read.
 import base64
 import time
 from collections.abc import Generator, Iterator, Mapping
-from io import BytesIO
 from typing import Any, Final, NamedTuple
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
-from fastavro import schemaless_reader
 
-from sync_worker.errors import FatalError, InvalidRecord, RejectionReason, RetryableError
+from sync_worker.errors import FatalError, InvalidRecord, RetryableError
 from sync_worker.events import RecordName
-from sync_worker.intake.framing import frame_of, read_headers
 from sync_worker.kafka.errors import KafkaFaults
-from sync_worker.schema.avro import AvroSchema
-from sync_worker.schema.registry import Registry, registry_of
-from sync_worker.schema.store import SchemaStore, load_schemas, record_name
+from sync_worker.operations.changes import ChangeDecoder, headers_of
+from sync_worker.schema.registry import registry_of
+from sync_worker.schema.store import load_schemas
 from sync_worker.schema.wire import rfc3339
 from sync_worker.service.logging import kafka_logger
 from sync_worker.settings import Settings
@@ -29,8 +26,6 @@ _ANSWER_S: Final = 30.0
 _NO_PROGRESS_S: Final = 60.0
 _BATCH: Final = 500
 _EOF: Final = KafkaError._PARTITION_EOF
-# What fastavro raises for bytes that are not a datum of the schema.
-_DATUM_FAULTS: Final = (EOFError, IndexError, ValueError, TypeError, KeyError, OverflowError)
 _NUMBERS: Final = frozenset({"dlq_partition", "dlq_offset"})
 _log = structlog.get_logger(__name__)
 
@@ -55,7 +50,11 @@ def tail(
     Partitions that the topic gets later are not read. Raises FatalError where the topic doesn't exist.
     """
     topic = settings.dead_letters_topic if dead_letters else settings.changes_topic
-    documents = _DeadLetters() if dead_letters else _Changes(load_schemas(settings.schema_dir), registry_of(settings))
+    documents = (
+        _DeadLetters()
+        if dead_letters
+        else _Changes(ChangeDecoder(load_schemas(settings.schema_dir), registry_of(settings)))
+    )
     faults = KafkaFaults(settings.kafka_bootstrap_servers)
     consumer = Consumer(
         {
@@ -141,16 +140,15 @@ def _place(message: Message) -> tuple[int, int]:
 class _Changes:
     """EnrollmentChanged by its Avro field names, the time as ISO 8601; a null value as a document of type Tombstone."""
 
-    def __init__(self, schemas: SchemaStore, registry: Registry | None) -> None:
-        self._schemas = schemas
-        self._registry = registry
+    def __init__(self, decoder: ChangeDecoder) -> None:
+        self._decoder = decoder
 
     def of(self, message: Message) -> Tailed:
         value = message.value()
         if value is None:
             return {"type": "Tombstone", **_ids(message.key())}
         try:
-            datum = self._datum(value, read_headers(_headers(message))[1])
+            datum = self._decoder.decode(value, headers_of(message))
         except InvalidRecord as error:
             return Fault(f"{message.topic()}[{message.partition()}] offset {message.offset()}", error.detail)
         occurred_at = datum.get("occurred_at")
@@ -158,29 +156,12 @@ class _Changes:
             datum["occurred_at"] = rfc3339(occurred_at)
         return {"type": RecordName.ENROLLMENT_CHANGED.value, **datum}
 
-    def _datum(self, value: bytes, schema_id: bytes | None) -> dict[str, Any]:
-        reference, start = frame_of(value, schema_id)
-        if isinstance(reference, bytes):
-            schema: AvroSchema | None = self._schemas.by_fingerprint.get(reference)
-        else:
-            schema = self._registry.schema(reference) if self._registry else None
-        if schema is None:
-            shown = reference.hex() if isinstance(reference, bytes) else reference
-            raise _undecodable(f"its schema {shown} is not known here")
-        if record_name(schema) is not RecordName.ENROLLMENT_CHANGED:
-            raise _undecodable(f"it is a {schema.full_name}")
-        try:
-            datum: Any = schemaless_reader(BytesIO(value[start:]), schema.parsed)
-        except _DATUM_FAULTS as error:
-            raise _undecodable(f"its bytes are no {schema.full_name}: {type(error).__name__}") from error
-        return dict(datum)
-
 
 class _DeadLetters:
     """The `dlq_*` headers by their names, then the record's own headers as text, then key and value as base64."""
 
     def of(self, message: Message) -> Tailed:
-        headers = [(name, _text(value)) for name, value in _headers(message)]
+        headers = [(name, _text(value)) for name, value in headers_of(message)]
         reasons = {name: value for name, value in headers if name.startswith("dlq_")}
         numbers = {
             name: int(value) for name, value in reasons.items() if name in _NUMBERS and value and value.isdecimal()
@@ -196,20 +177,10 @@ class _DeadLetters:
         }
 
 
-def _undecodable(detail: str) -> InvalidRecord:
-    return InvalidRecord(RejectionReason.UNDECODABLE, detail)
-
-
 def _ids(key: bytes | str | None) -> Mapping[str, str | None]:
     text = _text(key)
     course, colon, user = (text or "").partition(":")
     return {"course_id": course, "user_id": user} if colon else {"key": text}
-
-
-def _headers(message: Message) -> list[tuple[str, bytes | None]]:
-    headers = message.headers() or []
-    pairs = headers.items() if isinstance(headers, dict) else headers
-    return [(name, value.encode() if isinstance(value, str) else value) for name, value in pairs]
 
 
 def _text(value: bytes | str | None) -> str | None:
