@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from sync_worker import __version__
-from sync_worker.cli import events, positions, schema, status, topics, worker
+from sync_worker.cli import erase, events, positions, schema, status, topics, worker
 
 app = typer.Typer(
     name="sync-worker",
@@ -42,3 +42,4 @@ app.command(short_help="The worker.")(worker.run)
 app.command(short_help="JSON lines to the input topics.")(events.publish)
 app.command(short_help="EnrollmentChanged as JSON lines.")(events.tail)
 app.command(short_help="Lag, outbox, backfills, leader.")(status.status)
+app.command(short_help="Remove a person.")(erase.erase)
