@@ -8,8 +8,12 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import typer
 
 from sync_worker.errors import SettingsError, SyncWorkerError
 from sync_worker.service.redaction import Redactor
@@ -52,6 +56,17 @@ def settings_for(require: Collection[str], *, kafka_logs: bool = False) -> "Sett
     _redactor = Redactor(secrets)
     configure(settings.log_level, settings.log_format, secrets, kafka=kafka_logs)
     return settings
+
+
+@contextmanager
+def opened(name: str) -> Iterator[IO[bytes]]:
+    """A file to be read, or stdin for `-`. A file that can't be read is wrong usage."""
+    with ExitStack() as stack:
+        try:
+            stream = sys.stdin.buffer if name == "-" else stack.enter_context(Path(name).open("rb"))
+        except OSError as error:
+            raise typer.BadParameter(f"{name} can't be read: {error.strerror}", param_hint="FILE") from error
+        yield stream
 
 
 def say(text: str) -> None:

@@ -1,33 +1,39 @@
 """`publish` and `tail`: events as JSON lines, in and out. The work is producing.py's and tailing.py's."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 import typer
 
-from sync_worker.cli.console import ERROR, print_json, reader_gone, settings_for, warn
+from sync_worker.cli.console import ERROR, opened, print_json, reader_gone, settings_for, warn
+from sync_worker.cli.progress import lines_of
 
 
 def publish(
     file: Annotated[Path | None, typer.Argument(help="JSON lines; - or nothing is stdin.", allow_dash=True)] = None,
+    progress: Annotated[
+        Path | None,
+        typer.Option(help="Remember in this file how far it has come, and go on there when run again.", dir_okay=False),
+    ] = None,
 ) -> None:
     """Send JSON lines to the input topics, as {"type": "SegmentMemberAdded", "segment_id": …, "user_id": …}.
 
     event_id, occurred_at and version are filled in where they are missing. A bad line is named as FILE:LINE on stderr,
     the lines after it are sent, and the exit code is 1.
+
+    With --progress an interrupted or killed run, started again with the same FILE, goes on behind the lines that have
+    arrived; what it sends twice is the same event. The file is removed when all is done.
     """
     name = "-" if file is None else str(file)
-    with _opened(name) as stream:
+    with opened(name) as stream:
         settings = settings_for({"kafka_bootstrap_servers"})
         from sync_worker.operations.producing import Publisher  # noqa: PLC0415 - heavy, and not for --help
 
         shown = "stdin" if name == "-" else name
-        publisher = Publisher(settings, lambda number, fault: warn(f"{shown}:{number}: {fault}"))
+        publisher = Publisher(settings, lambda number, fault: warn(f"{shown}:{number}: {fault}"), progress)
         try:
-            with _progress(name, stream) as lines:
+            with lines_of("publishing", name, stream) as lines:
                 publisher.publish(lines)
         finally:
             counts = {"not delivered": publisher.undelivered, "invalid": publisher.invalid}
@@ -72,34 +78,3 @@ def tail(
         reader_gone()
     if faults:
         raise typer.Exit(ERROR)
-
-
-@contextmanager
-def _opened(name: str) -> Iterator[IO[bytes]]:
-    with ExitStack() as stack:
-        try:
-            stream = sys.stdin.buffer if name == "-" else stack.enter_context(Path(name).open("rb"))
-        except OSError as error:
-            raise typer.BadParameter(f"{name} can't be read: {error.strerror}", param_hint="FILE") from error
-        yield stream
-
-
-@contextmanager
-def _progress(name: str, stream: IO[bytes]) -> Iterator[Iterator[bytes]]:
-    """The lines of the stream, with a bar for a file on a terminal."""
-    size = Path(name).stat().st_size if name != "-" else 0
-    if not (size and sys.stderr.isatty()):
-        yield iter(stream)
-        return
-    from rich.console import Console  # noqa: PLC0415 - only on a terminal
-    from rich.progress import Progress  # noqa: PLC0415 - as above
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("publishing", total=size)
-
-        def lines() -> Iterator[bytes]:
-            for line in stream:
-                yield line
-                bar.advance(task, len(line))
-
-        yield lines()

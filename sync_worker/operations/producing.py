@@ -6,137 +6,99 @@ arrived.
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Final
-
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from pathlib import Path
+from uuid import UUID, uuid5
 
 from sync_worker.errors import SyncWorkerError
 from sync_worker.events import RecordName
-from sync_worker.interrupts import Interrupts
-from sync_worker.kafka.errors import KafkaFaults
-from sync_worker.operations.publishing import InvalidLine, LineEncoder, Publication
+from sync_worker.operations.bookmark import Bookmark, Mark, Step
+from sync_worker.operations.publishing import InvalidLine, LineEncoder, Publication, wall_clock_micros
+from sync_worker.operations.sending import Sender
 from sync_worker.schema.registry import registry_of
 from sync_worker.schema.store import load_schemas
-from sync_worker.service.logging import kafka_logger
 from sync_worker.settings import Settings
-
-_ANSWER_S: Final = 30.0
-_DELIVERY_MS: Final = 60_000
 
 OnFault = Callable[[int, str], None]
 """Called with a line's number, from 1, and what is wrong with it."""
 
 
 class Publisher:
-    """Publishes lines and counts them: `published` (acknowledged), `invalid`, `undelivered`."""
+    """Publishes lines and counts them: `published` (acknowledged), `invalid`, `undelivered`.
 
-    def __init__(self, settings: Settings, on_fault: OnFault) -> None:
+    With `progress`, a file, it goes on behind the lines that are acknowledged; what it fills into a line is then the same
+    each time.
+    """
+
+    def __init__(self, settings: Settings, on_fault: OnFault, progress: Path | None = None) -> None:
         self.published = 0
         self.invalid = 0
         self.undelivered = 0
         self._on_fault = on_fault
-        self._interrupts = Interrupts()
-        self._faults = KafkaFaults(settings.kafka_bootstrap_servers)
-        self._encoder = LineEncoder(load_schemas(settings.schema_dir), _topics(settings), registry_of(settings))
-        self._producer = Producer(
-            {
-                "message.timeout.ms": _DELIVERY_MS,
-                "linger.ms": 5,
-                **settings.kafka_client_config(),
-                **self._faults.config,
-                "acks": "all",
-                "enable.idempotence": True,
-                "partitioner": "murmur2_random",  # contract §1: as Java clients do, for co-partitioning
-            },
-            logger=kafka_logger(),
-        )
-        self._existing = self._existing_topics()
+        self._progress = progress
+        self._sender = Sender(settings)
+        self._schemas = load_schemas(settings.schema_dir)
+        self._registry = registry_of(settings)
+        self._topics = topics_by_record(settings)
+        self._encoder = LineEncoder(self._schemas, self._topics, self._registry)
+        self._bookmark = Bookmark(None, "publish", 0)
+        self._number = 0
 
     def publish(self, lines: Iterable[bytes]) -> None:
         """Send each line that is not blank; return when every one is acknowledged or named.
 
         Raises what isn't a line's fault (the registry is away), with the line it stopped at.
         """
-        with self._interrupts.installed():
-            self._publish(lines)
-
-    def _publish(self, lines: Iterable[bytes]) -> None:
-        number = 0
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    self._one(number, line)
-        except SyncWorkerError as error:
-            raise type(error)(f"stopped at line {number}, the lines before it are done: {error}") from error
-        finally:
+        self._bookmark = Bookmark(self._progress, "publish", wall_clock_micros())
+        if self._progress is not None:
+            self._encoder = self._repeatable(self._bookmark.mark)
+        with self._sender.open():
             try:
-                self._flush()
-            except BaseException:  # Ctrl-C may come just here; only a second one may cut short what is on its way
-                self._flush()
-                raise
+                for number, line in self._bookmark.remaining(lines):
+                    self._number = number
+                    if line.strip():
+                        self._one(line)
+            except SyncWorkerError as error:
+                raise type(error)(f"stopped at line {self._number}, the lines before it are done: {error}") from error
+        if not self.undelivered:
+            self._bookmark.finish()
 
-    def _one(self, number: int, line: bytes) -> None:
+    def _repeatable(self, mark: Mark) -> LineEncoder:
+        """Fills in, for each line, what an earlier attempt at this run filled in."""
+        run = UUID(mark.run)
+        return LineEncoder(
+            self._schemas,
+            self._topics,
+            self._registry,
+            now=lambda: mark.started_at + self._number,
+            new_id=lambda: uuid5(run, str(self._number)),
+        )
+
+    def _one(self, line: bytes) -> None:
         try:
             publication = self._encoder.encode_line(line.removeprefix(b"\xef\xbb\xbf"))
-            self._check_topic(publication.topic)
+            self._check_topic(publication)
         except InvalidLine as error:
             self.invalid += 1
-            self._on_fault(number, str(error))
+            self._on_fault(self._number, str(error))
             return
-        self._produce(number, publication)
+        self._sender.send(*publication, partial(self._arrived, self._number, self._bookmark.record()))
 
-    def _check_topic(self, topic: str) -> None:
+    def _check_topic(self, publication: Publication) -> None:
         # Producing would have the broker make it, with settings that are not the contract's.
-        if topic not in self._existing:
-            raise InvalidLine(f"its topic {topic} does not exist; `sync-worker topics create` makes it")
+        if publication.topic not in self._sender.partitions:
+            raise InvalidLine(f"its topic {publication.topic} does not exist; `sync-worker topics create` makes it")
 
-    def _produce(self, number: int, publication: Publication) -> None:
-        with self._interrupts.shield():
-            self._enqueue(number, publication)
-
-    def _enqueue(self, number: int, publication: Publication) -> None:
-        while True:
-            try:
-                self._producer.produce(
-                    publication.topic,
-                    value=publication.value,
-                    key=publication.key,
-                    headers=list(publication.headers),
-                    on_delivery=partial(self._delivered, number),
-                )
-            except BufferError:  # the queue is full: the broker is slower than the file
-                self._producer.poll(0.1)
-            except KafkaException as error:
-                self._delivered(number, error.args[0], None)
-                return
-            else:
-                self._producer.poll(0)
-                return
-
-    def _delivered(self, number: int, error: KafkaError | None, _message: Message | None) -> None:
+    def _arrived(self, number: int, step: Step, error: SyncWorkerError | None) -> None:
         if error is None:
             self.published += 1
+            self._bookmark.arrived(step)
         else:
             self.undelivered += 1
-            self._on_fault(number, str(self._faults.error("not delivered", error)))
-
-    def _flush(self) -> None:
-        # Each record ends by itself within its delivery timeout, acknowledged or not. In short waits, as a signal is
-        # seen only between them.
-        while True:
-            with self._interrupts.shield():
-                if not self._producer.flush(0.5):
-                    return
-
-    def _existing_topics(self) -> frozenset[str]:
-        try:
-            return frozenset(self._producer.list_topics(timeout=_ANSWER_S).topics)
-        except KafkaException as error:
-            self._producer.poll(0)  # brings the reason to the error callback
-            raise self._faults.error("asking for the topics", error) from error
+            self._on_fault(number, str(error))
 
 
-def _topics(settings: Settings) -> dict[RecordName, str]:
+def topics_by_record(settings: Settings) -> dict[RecordName, str]:
+    """The topic of each input record (contract §1); empty where it is not read."""
     return {
         RecordName.MEMBER_ADDED: settings.membership_topic,
         RecordName.MEMBER_REMOVED: settings.membership_topic,

@@ -17,7 +17,7 @@ from fastavro import schemaless_writer
 from sync_worker.errors import InvalidRecord, SyncWorkerError
 from sync_worker.events import NAMESPACE, Event, Membership, Method, RecordName, text_of
 from sync_worker.intake.framing import valid_traceparent
-from sync_worker.intake.validation import BUILDERS, shown, uuid_bytes
+from sync_worker.intake.validation import BUILDERS, shown
 from sync_worker.schema.avro import AvroSchema
 from sync_worker.schema.registry import Registry
 from sync_worker.schema.store import SchemaStore
@@ -82,10 +82,13 @@ class LineEncoder:
         """
         fields = _parsed(line)
         name = _record_name(fields.pop("type", None))
+        return self.encode(name, fields, _traceparent(fields.pop("traceparent", None)))
+
+    def encode(self, name: RecordName, fields: dict[str, Any], traceparent: str | None = None) -> Publication:
+        """The same for fields by their names in the schema."""
         topic = self._topics.get(name)
         if not topic:
             raise InvalidLine(f"type: {name} has no topic; the setting of its topic is empty")
-        traceparent = _traceparent(fields.pop("traceparent", None))
         datum = self._filled(name, fields)
         try:
             self._shapes[name].check(datum)
@@ -160,7 +163,9 @@ class _Shape:
             # JSON can spell half of a surrogate pair, which no UTF-8 and so no record can carry.
             f"{name}: {shown(value)} has half of a surrogate pair"
             for name, value in datum.items()
-            if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value)
+            if isinstance(value, str)
+            and not value.isascii()
+            and any("\ud800" <= character <= "\udfff" for character in value)
         ]
         if faults:
             raise InvalidLine("; ".join(faults))
@@ -234,11 +239,8 @@ def _micros(value: object) -> object:
 
 
 def _canonical(field: str, value: Any) -> Any:
-    """Ids in lower case (contract §2); everything else as it is."""
-    if field.endswith("_id") and isinstance(value, str):
-        id_ = uuid_bytes(value)
-        return value if id_ is None else text_of(id_)
-    return value
+    """Ids, which are valid here, in lower case (contract §2); everything else as it is."""
+    return value.lower() if field.endswith("_id") and isinstance(value, str) else value
 
 
 def _key(event: Event) -> str:
