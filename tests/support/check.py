@@ -7,6 +7,7 @@ from typing import Any
 from uuid import NAMESPACE_DNS, uuid5
 
 from tests.model.model import Model
+from tests.support.kafka import KafkaRecord
 from tests.support.site import Change, Site
 
 _EVENT_NAMESPACE = uuid5(NAMESPACE_DNS, "user-segment-sync")
@@ -54,31 +55,56 @@ def assert_rows_equal_model(site: Site, model: Model) -> None:
 
 
 def assert_changes_are_a_chain(site: Site, changes: list[Change] | None = None) -> int:
-    """Every EnrollmentChanged there once, in order, gapless from 1, before = previous after, the last = the row; how many."""
+    """Every EnrollmentChanged there once, in order, gapless from 1, before = previous after, the last = the row; how many.
+
+    A tombstone ends a life of its key: the next one starts at version 1 again.
+    """
     changes = site.changes() if changes is None else changes
-    per_key: dict[bytes, list[Change]] = defaultdict(list)
+    per_key: dict[bytes, list[Change | KafkaRecord]] = defaultdict(list)
     for change in changes:
         assert change.record.key is not None
         per_key[change.record.key].append(change)
+    for tombstone in site.tombstones():
+        assert tombstone.key is not None
+        per_key[tombstone.key].append(tombstone)
     rows = site.enrollments()
     for key, chain in per_key.items():
-        assert len({change.record.partition for change in chain}) == 1
-        course, user = key.decode().split(":")
-        before = ABSENT
-        for version, change in enumerate(chain, start=1):
-            event = change.event
-            assert (event["course_id"], event["user_id"]) == (course, user)
-            assert event["version"] == version, f"{key!r}: version {event['version']} where {version} was due"
-            assert event["event_id"] == str(uuid5(_EVENT_NAMESPACE, f"{course}:{user}:{version}"))
-            assert event["before"] == before, f"{key!r} version {version}: before is not the previous after"
-            assert event["after"] != before
-            before = event["after"]
-        row = rows.pop((course, user), None)
-        assert before == (ABSENT if row is None else state_of(row)), f"{key!r}: the last event is not the row"
+        version, last = _assert_lives(key, sorted(chain, key=lambda step: _record(step).offset))
+        row = rows.pop(_pair(key), None)
+        assert last == (ABSENT if row is None else state_of(row)), f"{key!r}: the last event is not the row"
         if row is not None:
-            assert row["version"] == len(chain)
+            assert row["version"] == version
     assert not rows, f"{len(rows)} rows without an event, e.g. {next(iter(rows))}"
     return len(changes)
+
+
+def _assert_lives(key: bytes, chain: list[Change | KafkaRecord]) -> tuple[int, dict[str, Any]]:
+    """Each life of a key is a chain; version and state at the end of the last."""
+    course, user = _pair(key)
+    assert len({_record(step).partition for step in chain}) == 1
+    version, before = 0, ABSENT
+    for step in chain:
+        if isinstance(step, KafkaRecord):
+            version, before = 0, ABSENT
+            continue
+        version += 1
+        event = step.event
+        assert (event["course_id"], event["user_id"]) == (course, user)
+        assert event["version"] == version, f"{key!r}: version {event['version']} where {version} was due"
+        assert event["event_id"] == str(uuid5(_EVENT_NAMESPACE, f"{course}:{user}:{version}"))
+        assert event["before"] == before, f"{key!r} version {version}: before is not the previous after"
+        assert event["after"] != before
+        before = event["after"]
+    return version, before
+
+
+def _record(step: Change | KafkaRecord) -> KafkaRecord:
+    return step if isinstance(step, KafkaRecord) else step.record
+
+
+def _pair(key: bytes) -> tuple[str, str]:
+    course, user = key.decode().split(":")
+    return course, user
 
 
 def assert_site_equals_model(site: Site, model: Model) -> int:

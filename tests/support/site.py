@@ -257,7 +257,15 @@ class Site:
 
     def changes(self) -> list[Change]:
         """Every EnrollmentChanged that a read_committed consumer sees."""
-        return [Change(record, decode_change(record.value or b"")) for record in self.records("changes")]
+        return [
+            Change(record, decode_change(record.value))
+            for record in self.records("changes")
+            if record.value is not None
+        ]
+
+    def tombstones(self) -> list[KafkaRecord]:
+        """The null values among them: keys that were erased."""
+        return [record for record in self.records("changes") if record.value is None]
 
     def dead_letters(self) -> list[KafkaRecord]:
         return self.records("dead_letters")
