@@ -41,11 +41,18 @@ Tailed = dict[str, Any] | Fault
 
 
 def tail(
-    settings: Settings, *, dead_letters: bool = False, from_beginning: bool = False, until_end: bool = False
+    settings: Settings,
+    *,
+    dead_letters: bool = False,
+    from_beginning: bool = False,
+    until_end: bool = False,
+    last: int = 0,
+    decoder: ChangeDecoder | None = None,
 ) -> Generator[Tailed, None, None]:
     """Each record as it comes: a document, or the fault that kept it from being one.
 
-    Starts at the end unless `from_beginning`; `until_end` stops at the end as it was at the start.
+    Starts at the end unless `from_beginning`, or so many offsets before it in each partition as `last` says; `until_end` stops
+    at the end as it was at the start. `decoder`: one that is kept by somebody who reads again and again.
 
     Partitions that the topic gets later are not read. Raises FatalError where the topic doesn't exist.
     """
@@ -53,7 +60,7 @@ def tail(
     documents = (
         _DeadLetters()
         if dead_letters
-        else _Changes(ChangeDecoder(load_schemas(settings.schema_dir), registry_of(settings)))
+        else _Changes(decoder or ChangeDecoder(load_schemas(settings.schema_dir), registry_of(settings)))
     )
     faults = KafkaFaults(settings.kafka_bootstrap_servers)
     consumer = Consumer(
@@ -70,20 +77,27 @@ def tail(
         logger=kafka_logger(),
     )
     try:
-        for message in _messages(consumer, faults, topic, from_beginning=from_beginning, until_end=until_end):
+        bounds = _bounds(consumer, faults, topic)
+        starts = {number: low if from_beginning else max(low, high - last) for number, (low, high) in bounds.items()}
+        for message in _messages(consumer, faults, topic, bounds, starts, until_end=until_end):
             yield documents.of(message)
     finally:
         consumer.close()
 
 
 def _messages(
-    consumer: Consumer, faults: KafkaFaults, topic: str, *, from_beginning: bool, until_end: bool
+    consumer: Consumer,
+    faults: KafkaFaults,
+    topic: str,
+    bounds: Mapping[int, tuple[int, int]],
+    starts: Mapping[int, int],
+    *,
+    until_end: bool,
 ) -> Iterator[Message]:
-    bounds = _bounds(consumer, faults, topic)
-    starts = {number: low if from_beginning else high for number, (low, high) in bounds.items()}
     consumer.assign([TopicPartition(topic, number, start) for number, start in starts.items()])
-    origin = "beginning" if from_beginning else "end"
-    _log.info("tail_started", topic=topic, partitions=len(bounds), start=origin)
+    if not until_end:
+        # Whoever waits for what comes wants to know from when on nothing is missed.
+        _log.info("tail_started", topic=topic, partitions=len(bounds))
     unfinished = {number for number, (_, high) in bounds.items() if starts[number] < high}
     progress = time.monotonic()
     while unfinished or not until_end:
