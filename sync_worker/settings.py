@@ -175,6 +175,10 @@ class Settings(BaseSettings):
     drain_timeout_s: float = Field(
         default=20.0, gt=0, le=3600, allow_inf_nan=False, description="more than 0, up to 3600 seconds"
     )
+    removal_hold_min: int = Field(default=1000, ge=0, description="0 or more members; 0 = never hold")
+    removal_hold_percent: float = Field(
+        default=50.0, ge=0, le=100, allow_inf_nan=False, description="0 to 100 percent of the members; 0 = never hold"
+    )
     rejection_pause: bool = Field(default=True, description="true or false")
 
     @classmethod

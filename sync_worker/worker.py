@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from sync_worker import __version__
 from sync_worker.database.revision import check_revision
 from sync_worker.database.sessions import ConnectionLost, engine_for, translated
+from sync_worker.enrollment.breaker import Limits
 from sync_worker.errors import RetryableError
 from sync_worker.events import RecordName
 from sync_worker.intake import consumer
@@ -135,6 +136,7 @@ class Worker:
                     self._abandon,
                     relay_loop.wake,
                     self._topics_by_kind(),
+                    Limits(settings.removal_hold_min, settings.removal_hold_percent),
                 ).run,
                 backfilling.LOOP: Backfilling(url, self._health, self._metrics, self._stop, relay_loop.wake).run,
                 relay.LOOP: relay_loop.run,

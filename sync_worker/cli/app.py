@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from sync_worker import __version__
-from sync_worker.cli import erase, events, positions, schema, status, topics, worker
+from sync_worker.cli import erase, events, holds, positions, schema, status, topics, worker
 
 app = typer.Typer(
     name="sync-worker",
@@ -38,6 +38,7 @@ def _main(
 app.command(short_help="Make or upgrade the schema.")(schema.migrate)
 app.add_typer(topics.app, name="topics")
 app.add_typer(positions.app, name="positions")
+app.add_typer(holds.app, name="holds")
 app.command(short_help="The worker.")(worker.run)
 app.command(short_help="JSON lines to the input topics.")(events.publish)
 app.command(short_help="EnrollmentChanged as JSON lines.")(events.tail)

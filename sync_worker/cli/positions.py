@@ -1,11 +1,11 @@
 """`positions show` and `positions reset`. Words and tables; the work is repositioning.py's."""
 
-import sys
 from typing import Annotated, Any
 
 import typer
 
-from sync_worker.cli.console import print_json, print_table, say, settings_for, warn
+from sync_worker.cli.asking import ask
+from sync_worker.cli.console import print_json, print_table, say, settings_for
 
 app = typer.Typer(help="Where the inputs stand.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -63,11 +63,7 @@ def reset(
     )
     if dry_run:
         return
-    if not yes:
-        if not sys.stdin.isatty():
-            warn("not done: say --yes, as nobody can be asked here")
-            raise typer.Exit(2)
-        typer.confirm("Set these positions?", abort=True)
+    ask("Set these positions?", yes=yes)
     repositioning.reset(plan)
     say("done; start the workers")
 

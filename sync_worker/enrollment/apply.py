@@ -7,11 +7,13 @@ as one statement miss a membership that another worker is adding.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, cast
 
 from sync_worker.database.arrays import bools, int4s, int8s, texts, timestamps, uuids, uuids_of
 from sync_worker.database.sessions import Session
 from sync_worker.database.statements import load
+from sync_worker.enrollment.breaker import MINUTE_US, Guard, minute_of
 from sync_worker.enrollment.converge import converge
 from sync_worker.enrollment.folding import Facts, Results
 from sync_worker.errors import RejectionReason
@@ -35,25 +37,43 @@ class Applied:
     rejected: list[tuple[Record, Rejection]] = field(default_factory=list)
 
 
-def fan_out(session: Session, segments: Sequence[bytes]) -> dict[bytes, int]:
-    """How many methods each of these segments has now. Outside the transaction: it only bounds the size of one."""
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What is known of a batch's segments before its transaction: how many methods each has, and which are held."""
+
+    fan_out: Mapping[bytes, int]
+    holds: Mapping[bytes, int]
+
+
+def survey(session: Session, segments: Sequence[bytes]) -> Survey:
+    """Outside the transaction: it bounds the size of one, and a hold that was missed is found by the transaction itself."""
     if not segments:
-        return {}
-    return dict(session.execute(SQL["fan_out"], {"segments": uuids(segments)}, prepare=True, binary=True).fetchall())
+        return Survey({}, {})
+    rows = session.execute(SQL["survey"], {"segments": uuids(segments)}, prepare=True, binary=True).fetchall()
+    return Survey(
+        {segment: methods for segment, methods, _ in rows if methods is not None},
+        {segment: hold for segment, _, hold in rows if hold is not None},
+    )
 
 
-def apply_people(session: Session, facts: Facts) -> Applied:
-    """Memberships, sources and suspensions: what they say, and what follows for everyone they touch."""
+def apply_people(session: Session, facts: Facts, guard: Guard | None = None) -> Applied:
+    """Memberships, sources and suspensions: what they say, and what follows for everyone they touch.
+
+    guard: of the removal breaker. Raises breaker.Reconsider where the transaction must be rolled back and taken again.
+    """
     applied = Applied()
     if not (facts.memberships or facts.sources or facts.suspensions):
         return applied
+    guard = guard or Guard()
     session.execute(SQL["lock_shared"], prepare=True)
+    guard.enter(session, _removing(facts) if guard.holds or guard.crossing else ())
+    deltas: Counter[tuple[bytes, int]] = Counter()
     for kind, ordinals in facts.displaced.items():
         conflicts = _judge(session, kind, ordinals, facts, applied, counted={})
         applied.results[kind, "superseded"] += len(ordinals) - conflicts
     touched: Columns = {}
     if facts.memberships:
-        touched |= _put_memberships(session, facts, applied)
+        touched |= _put_memberships(session, facts, applied, guard, deltas)
     if facts.sources:
         touched |= _put_sources(session, facts, applied)
     suspensions = _new_suspensions(session, facts, applied) if facts.suspensions else []
@@ -65,7 +85,13 @@ def apply_people(session: Session, facts: Facts) -> Applied:
         # Another worker may have written the same version, or a newer one, meanwhile; the rows are locked now.
         _judge(session, "suspension", suspensions, facts, applied, counted={_STALE: "stale", _REPEATED: "applied"})
     _repeat(facts, applied)
+    guard.count(session, deltas)
     return applied
+
+
+def _removing(facts: Facts) -> set[bytes]:
+    """The segments that somebody is removed from."""
+    return {key[:16] for key, n in facts.memberships.items() if not cast("Membership", facts.records[n].content)[2]}
 
 
 def _repeat(facts: Facts, applied: Applied) -> None:
@@ -79,24 +105,64 @@ def _repeat(facts: Facts, applied: Applied) -> None:
             applied.rejected.append((facts.records[n], rejection))
 
 
-def _put_memberships(session: Session, facts: Facts, applied: Applied) -> Columns:
+def _put_memberships(
+    session: Session, facts: Facts, applied: Applied, guard: Guard, deltas: Counter[tuple[bytes, int]]
+) -> Columns:
     keys = sorted(facts.memberships)
     ordinals = [facts.memberships[key] for key in keys]
     columns = _membership_columns(facts, ordinals)
     row = session.execute(SQL["memberships"], columns, prepare=True, binary=True).fetchone()
-    changed, segments, users = cast("tuple[int, bytes, bytes]", row)
+    changed, segments, users, became, left_at = cast("tuple[int, bytes, bytes, str, list[datetime] | None]", row)
     if changed < len(ordinals):
         # A replay or a repetition: what changed goes on, what didn't is judged.
         kept = {s + u for s, u in zip(uuids_of(segments), uuids_of(users), strict=True)} if changed else set()
-        _judge(
-            session, "membership", [n for n, key in zip(ordinals, keys, strict=True) if key not in kept], facts, applied
-        )
+        unchanged = [n for n, key in zip(ordinals, keys, strict=True) if key not in kept]
+        _judge(session, "membership", unchanged, facts, applied)
         ordinals = [n for n, key in zip(ordinals, keys, strict=True) if key in kept]
         columns = _membership_columns(facts, ordinals)
     if not changed:
         return {}
+    if became.strip("-"):
+        held = _watch(session, facts, ordinals, became, left_at or [], guard, deltas)
+        if held:
+            applied.results["membership", "held"] += len(held)
+            changed -= len(held)
+            # What they had stays, and nothing new comes: the rule needn't be asked.
+            ordinals = [n for n in ordinals if n not in held]
+            columns = _membership_columns(facts, ordinals)
     applied.results["membership", "applied"] += changed
-    return _touched("m", columns, facts, ordinals)
+    return _touched("m", columns, facts, ordinals) if ordinals else {}
+
+
+def _watch(
+    session: Session,
+    facts: Facts,
+    ordinals: Sequence[int],
+    became: str,
+    left_at: Sequence[datetime],
+    guard: Guard,
+    deltas: Counter[tuple[bytes, int]],
+) -> set[int]:
+    """What the breaker makes of the memberships that changed: those removed under a hold are marked, the others counted."""
+    held: dict[int, tuple[bytes, bytes]] = {}
+    unsure: set[bytes] = set()
+    returned = iter(left_at)
+    for n, letter in zip(ordinals, became, strict=True):
+        if letter == "-":
+            continue
+        event = cast("Membership", facts.records[n].content)
+        if letter == "b":
+            deltas[event[0], minute_of(next(returned))] -= 1
+        elif event[0] in guard.holds:
+            held[n] = (event[0], event[1])
+        elif letter == "l":
+            deltas[event[0], event[5] // MINUTE_US * MINUTE_US] += 1
+        else:
+            unsure.add(event[0])
+    guard.settle(session, unsure)
+    if held:
+        guard.mark(session, list(held.values()))
+    return set(held)
 
 
 def _put_sources(session: Session, facts: Facts, applied: Applied) -> Columns:

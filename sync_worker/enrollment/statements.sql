@@ -12,21 +12,31 @@ from (select current_setting('lock_timeout') as was offset 0) s
 select set_config('lock_timeout', '15s', true), pg_advisory_xact_lock(7001), set_config('lock_timeout', s.was, true)
 from (select current_setting('lock_timeout') as was offset 0) s
 
--- :name fan_out
--- How many methods each of these segments has, to keep a transaction's size in bounds.
-select m.segment_id, count(*) from method m where m.segment_id = any(%(segments)s::uuid[]) and not m.deleted group by m.segment_id
+-- :name survey
+-- How many methods each of these segments has, to keep a transaction's size in bounds; and every hold there is (there are few).
+select m.segment_id, count(*), null::bigint from method m where m.segment_id = any(%(segments)s::uuid[]) and not m.deleted group by m.segment_id
+union all
+select segment_id, null, number from removal_hold
 
 -- :name memberships
--- Idempotent: newest version wins. Locks every row of the batch in key order, also those it leaves alone.
--- The caller gives one entry per (segment, user), sorted, so no sort here; what changed comes back in the same order.
+-- Idempotent: newest version wins. Locks every row of the batch in key order, also those it leaves alone. A newer fact ends a mark of the
+-- breaker; who is removed under a hold is marked (again) by a later statement.
+-- The caller gives one entry per (segment, user), sorted, so no sort here; what changed comes back in the same order, with what it was
+-- for the breaker, a letter each: [l]ost a member, [h]eld before and removed again, came [b]ack, [-] neither; and for those who came back
+-- when they had left.
 with changed as (
   insert into membership as s (segment_id, user_id, is_member, version, event_id, occurred_at)
   select * from unnest(%(segments)s::uuid[], %(users)s::uuid[], %(members)s::bool[], %(versions)s::bigint[], %(events)s::uuid[], %(times)s::timestamptz[])
   on conflict (segment_id, user_id) do update set
-    is_member = excluded.is_member, version = excluded.version, event_id = excluded.event_id, occurred_at = excluded.occurred_at
+    is_member = excluded.is_member, version = excluded.version, event_id = excluded.event_id, occurred_at = excluded.occurred_at, hold = null
   where s.version < excluded.version
-  returning s.segment_id, s.user_id)
-select count(*), array_agg(segment_id), array_agg(user_id) from changed
+  returning s.segment_id, s.user_id, old.occurred_at as was_at,
+    case when old.version is null then '-'
+         when new.is_member then case when old.is_member or old.version = 0 then '-' else 'b' end
+         when old.is_member then 'l' when old.hold is not null then 'h' else '-' end as became)
+select count(*), array_agg(segment_id), array_agg(user_id), coalesce(string_agg(became, ''), ''),
+       array_agg(was_at) filter (where became = 'b')
+from changed
 
 -- :name memberships_unchanged
 -- Why the statement above left rows alone: 0 = a newer version is there (stale), 1 = a repetition, 2 = same version, other content.

@@ -16,6 +16,7 @@ from tenacity.stop import stop_when_event_set
 from sync_worker.database import arrays
 from sync_worker.database.sessions import ConnectionLost, Contention, Session, apply_session, translated
 from sync_worker.enrollment.apply import SQL
+from sync_worker.enrollment.breaker import NEVER, Breaker, Limits
 from sync_worker.errors import RetryableError
 from sync_worker.events import Partition, Record, Rejection
 from sync_worker.intake import positions
@@ -50,7 +51,9 @@ class Applying:
         abandon: threading.Event,
         on_committed: Callable[[], None],
         topic_of: Mapping[str, str],
+        limits: Limits = NEVER,
     ) -> None:
+        """limits: of the removal breaker."""
         self._url = database_url
         self._broker = broker
         self._group = group
@@ -59,6 +62,7 @@ class Applying:
         self._metrics = metrics
         self._abandon = abandon
         self._on_committed = on_committed
+        self._breaker = Breaker(limits)
         self._session: Session | None = None
         self._topic_of = topic_of
         self._summary, self._summarized_at = checkpoint.Outcome(), 0.0
@@ -104,12 +108,12 @@ class Applying:
             if trusted:
                 # Until a fault the batch knows where its partitions stand; afterwards only the database does.
                 trusted = False
-                checkpoint.commit(session, batch.records, batch.before, outcome, self._between)
+                checkpoint.commit(session, batch.records, batch.before, outcome, self._between, self._breaker)
                 return
             now = self._positions(session, batch)
             rewound.update(partition for partition, before in batch.before.items() if now.get(partition, -1) < before)
             left = [record for record in _above(batch.records, now) if record.partition not in rewound]
-            checkpoint.commit(session, left, now, outcome, self._between)
+            checkpoint.commit(session, left, now, outcome, self._between, self._breaker)
 
         while True:
             try:

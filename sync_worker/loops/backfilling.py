@@ -1,4 +1,7 @@
-"""The backfill thread: takes steps while there are any, beside live events, and never more than one at a time."""
+"""The backfill thread: steps of backfills and of released holds, beside live events, never more than one at a time.
+
+Now and then it forgets what the removal breaker need not remember. It must never hold up a batch for longer than a step.
+"""
 
 import threading
 import time
@@ -8,7 +11,7 @@ import structlog
 
 from sync_worker.database import arrays
 from sync_worker.database.sessions import ConnectionLost, Contention, Session, apply_session
-from sync_worker.enrollment import backfill
+from sync_worker.enrollment import backfill, breaker, release
 from sync_worker.errors import RetryableError
 from sync_worker.events import text_of
 from sync_worker.service.health import Health
@@ -18,6 +21,7 @@ LOOP = "backfill"
 # A method event of another worker is noticed within this time.
 IDLE_S = 0.25
 RETRY_S = 1.0
+FORGET_EVERY_S = 60.0
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +43,7 @@ class Backfilling:
         self._stop = stop
         self._on_committed = on_committed
         self._session: Session | None = None
+        self._forgot_at = time.monotonic()
 
     def run(self) -> None:
         try:
@@ -53,7 +58,9 @@ class Backfilling:
         """Take a step; how long to wait before the next one, seconds."""
         started = time.perf_counter()
         try:
-            done = backfill.step(self._open())
+            done = backfill.step(self._open()) or release.step(self._open())
+            if done is None:
+                self._forget()
         except RetryableError as error:
             self._metrics.retries.labels(Retry.CONTENTION if isinstance(error, Contention) else Retry.DATABASE).inc()
             log.warning("backfill_waits", reason=str(error))
@@ -70,8 +77,16 @@ class Backfilling:
         if done.changes:
             self._on_committed()
         if done.finished:
-            log.info("backfill_finished", method_id=text_of(done.method_id))
+            if isinstance(done, release.Step):
+                log.info("hold_released", hold=done.number)
+            else:
+                log.info("backfill_finished", method_id=text_of(done.method_id))
         return 0.0
+
+    def _forget(self) -> None:
+        if time.monotonic() - self._forgot_at > FORGET_EVERY_S:
+            breaker.forget(self._open())
+            self._forgot_at = time.monotonic()
 
     def _open(self) -> Session:
         if self._session is None or self._session.closed:

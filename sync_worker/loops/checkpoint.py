@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from sync_worker.database.sessions import DataRejected, Session, translated
 from sync_worker.enrollment import apply, methods
+from sync_worker.enrollment.breaker import Breaker, Guard, Reconsider
 from sync_worker.enrollment.folding import Facts, Results, fold, segments_of
 from sync_worker.errors import FatalError, RejectionReason
 from sync_worker.events import Partition, Record, Rejection
@@ -35,31 +36,62 @@ def commit(
     before: Mapping[Partition, int],
     outcome: Outcome,
     between: Callable[[], None] = lambda: None,
+    breaker: Breaker | None = None,
 ) -> None:
     """Apply records in order, in as few transactions as the rules allow; `outcome` grows with each one that commits.
 
     before: where the partitions stand. between: called before each transaction, where a long batch reports progress or, by
-    raising, is given up. Raises positions.PositionsMoved where they don't, RetryableError in an outage; what
-    was not committed by then can be tried again.
+    raising, is given up. breaker: of removals; without one nobody is held anew. Raises positions.PositionsMoved where they
+    don't, RetryableError in an outage; what was not committed by then can be tried again.
     """
     at = dict(before)
+    breaker = breaker or Breaker()
     while records:
         between()
         with translated():
-            fan_out = apply.fan_out(session, segments_of(records))
-        facts = fold(records, fan_out)
+            survey = apply.survey(session, segments_of(records))
+        facts = fold(records, survey.fan_out)
         part = records[: facts.consumed]
         try:
-            _transaction(session, facts, part, at, outcome)
+            _guarded(session, facts, part, at, outcome, breaker, survey.holds, between)
         except DataRejected as refused:
-            _isolate(session, part, at, outcome, between, refused)
+            _isolate(session, part, at, outcome, between, refused, breaker)
         for record in part:
             at[record.partition] = record.next_offset
         records = records[facts.consumed :]
 
 
+def _guarded(
+    session: Session,
+    facts: Facts,
+    records: Sequence[Record],
+    at: Mapping[Partition, int],
+    outcome: Outcome,
+    breaker: Breaker,
+    holds: Mapping[bytes, int],
+    between: Callable[[], None],
+) -> None:
+    """The transaction, taken again for as long as the breaker finds that it knew too little (semantics §5)."""
+    guard = breaker.guard(holds)
+    while True:
+        try:
+            _transaction(session, facts, records, at, outcome, guard)
+        except Reconsider as found:
+            between()
+            with translated():
+                breaker.reconsider(session, guard, found)
+        else:
+            breaker.committed(guard)
+            return
+
+
 def _transaction(
-    session: Session, facts: Facts, records: Sequence[Record], at: Mapping[Partition, int], outcome: Outcome
+    session: Session,
+    facts: Facts,
+    records: Sequence[Record],
+    at: Mapping[Partition, int],
+    outcome: Outcome,
+    guard: Guard,
 ) -> None:
     after = {record.partition: record.next_offset for record in records}
     moves = {partition: Move(at[partition], next_offset) for partition, next_offset in after.items()}
@@ -68,7 +100,7 @@ def _transaction(
         positions.advance(session, moves)
         reach("after_positions")
         # 2. Facts, then rows, then outbox; methods under the exclusive lock, people under the shared one.
-        applied = methods.apply_methods(session, facts) if facts.methods else apply.apply_people(session, facts)
+        applied = methods.apply_methods(session, facts) if facts.methods else apply.apply_people(session, facts, guard)
         reach("after_rows")
         # 3. What can't be applied is kept with what could.
         rejected = facts.rejected + applied.rejected
@@ -89,6 +121,7 @@ def _isolate(
     outcome: Outcome,
     between: Callable[[], None],
     refused: DataRejected,
+    breaker: Breaker,
 ) -> None:
     """PostgreSQL refused the batch for its data: halve it until the record is alone, and reject that one (design §6)."""
     if len(records) == 1:
@@ -99,9 +132,9 @@ def _isolate(
             ) from refused
         verdict = Rejection(RejectionReason.REJECTED_BY_DATABASE, str(refused))
         rejected = Record(record.partition, record.next_offset, verdict, record.message, record.headers)
-        commit(session, [rejected], at, outcome, between)
+        commit(session, [rejected], at, outcome, between, breaker)
         return
     middle = len(records) // 2
-    commit(session, records[:middle], at, outcome, between)
+    commit(session, records[:middle], at, outcome, between, breaker)
     moved = dict(at) | {record.partition: record.next_offset for record in records[:middle]}
-    commit(session, records[middle:], moved, outcome, between)
+    commit(session, records[middle:], moved, outcome, between, breaker)

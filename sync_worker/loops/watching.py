@@ -11,6 +11,7 @@ from collections.abc import Callable
 import structlog
 
 from sync_worker.database.sessions import ConnectionLost, Session, translated, watch_session
+from sync_worker.enrollment.breaker import held
 from sync_worker.errors import RetryableError
 from sync_worker.events import Partition
 from sync_worker.intake import positions
@@ -99,6 +100,7 @@ class Watching:
             log.info("database_back")
         self._tell(session)
         self._measure_outbox(session)
+        self._measure_holds(session)
         assigned = self._assigned()
         for partition in self._reported - assigned:
             self._metrics.forget_partition(partition)
@@ -132,6 +134,17 @@ class Watching:
             return
         self._metrics.outbox_unpublished.set(unpublished)
         self._metrics.outbox_oldest_seconds.set(oldest_s or 0.0)
+
+    def _measure_holds(self, session: Session) -> None:
+        """What the removal breaker holds back; every worker reports the same numbers."""
+        try:
+            with translated():
+                segments, removals = held(session)
+        except RetryableError as error:
+            log.warning("holds_not_measured", reason=str(error))
+            return
+        self._metrics.segments_held.set(segments)
+        self._metrics.removals_held.set(removals)
 
     def _open(self) -> Session:
         if self._session is None or self._session.closed:

@@ -16,7 +16,9 @@ from typing import Any, Self, TypeVar, cast
 from sync_worker.database import arrays
 from sync_worker.database.sessions import Session, apply_session
 from sync_worker.enrollment import apply, backfill, methods
-from sync_worker.enrollment.apply import SQL, Applied
+from sync_worker.enrollment.apply import SQL as APPLY
+from sync_worker.enrollment.apply import Applied
+from sync_worker.enrollment.breaker import SQL as BREAKER
 from tests.model.events import Event, HandEdit, MethodChanged
 from tests.model.model import Model
 from tests.support.check import assert_rows_equal_model
@@ -25,6 +27,7 @@ from tests.support.site import Site, wait_for
 
 _T = TypeVar("_T")
 WAIT_S = 30.0
+SQL = APPLY | BREAKER
 
 
 class Writer:
