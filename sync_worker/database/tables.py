@@ -226,7 +226,6 @@ reconcile_run = Table(
     Column("next_first", Uuid, nullable=False),
     Column("next_second", Uuid, nullable=False),
     Column("counts", JSONB, nullable=False),
-    Column("intervention_id", BigInteger),
     Column("started_at", _TIME, nullable=False),
     Column("updated_at", _TIME, nullable=False),
 )

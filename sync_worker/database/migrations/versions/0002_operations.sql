@@ -52,15 +52,13 @@ create table intervention (
   detail jsonb not null);
 
 -- How far a reconcile of this scope has come, so that one that was interrupted goes on; the row goes when it is through.
--- part: which table it reads; next_*: the first key that is still to be looked at; counts: what was found and repaired so far;
--- intervention_id: where it is on record, if it changed anything.
+-- part: which table it reads; next_*: the first key that is still to be looked at; counts: what was found and repaired so far.
 create table reconcile_run (
   scope text primary key,
   part text not null,
   next_first uuid not null,
   next_second uuid not null,
   counts jsonb not null,
-  intervention_id bigint,
   started_at timestamptz not null default now(),
   updated_at timestamptz not null default now());
 
