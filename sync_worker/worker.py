@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from urllib.parse import quote
 from uuid import uuid4
 
 import structlog
@@ -35,7 +34,7 @@ from sync_worker.loops.backfilling import Backfilling
 from sync_worker.loops.watching import Watching
 from sync_worker.operations.status import read_status
 from sync_worker.outbox import relay
-from sync_worker.outbox.encoding import ChangeEncoder
+from sync_worker.outbox.encoding import ChangeEncoder, source_of
 from sync_worker.outbox.relay import Relay
 from sync_worker.schema.registry import Registry, registry_of
 from sync_worker.schema.store import SchemaStore, load_schemas
@@ -223,7 +222,7 @@ class Worker:
             else confluent_prefix(registry.register(self._settings.changes_topic, schema))
         )
         return ChangeEncoder(
-            schema.parsed, prefix=prefix, source=f"/sync-worker/{quote(self._settings.consumer_group, safe='')}"
+            schema.parsed, prefix=prefix, source=source_of(self._settings.consumer_group)
         )
 
     def _records_by_topic(self) -> dict[str, frozenset[RecordName]]:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import sha1
 from typing import Any, NamedTuple
+from urllib.parse import quote
 from uuid import NAMESPACE_DNS, uuid5
 
 from sync_worker.errors import FatalError
@@ -247,6 +248,11 @@ class _StateDeriver:
                 boolean(contribution["member"]),
             )
         )
+
+
+def source_of(group: str) -> str:
+    """The `ce_source` of a consumer group's events."""
+    return f"/sync-worker/{quote(group, safe='')}"
 
 
 def event_id_of(key: bytes, version: int) -> bytes:
