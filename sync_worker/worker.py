@@ -25,7 +25,7 @@ from sync_worker.errors import RetryableError
 from sync_worker.events import RecordName
 from sync_worker.intake import consumer
 from sync_worker.intake.consumer import Intake
-from sync_worker.intake.decoding import Decoder
+from sync_worker.intake.decoding import Decoder, records_by_topic
 from sync_worker.intake.handoff import Handoff
 from sync_worker.kafka.broker import Broker
 from sync_worker.loops import applying, backfilling, watching
@@ -84,7 +84,7 @@ class Worker:
         # What is wrong with settings or schemas is said before anything connects.
         schemas = load_schemas(settings.schema_dir)
         registry = registry_of(settings)
-        decoder = Decoder(schemas, registry, self._records_by_topic())
+        decoder = Decoder(schemas, registry, records_by_topic(settings))
         self._take_signals()
         # A loop that wakes up for one event must not wait 5 ms for another one's turn to end.
         sys.setswitchinterval(0.0005)
@@ -224,17 +224,6 @@ class Worker:
         return ChangeEncoder(
             schema.parsed, prefix=prefix, source=source_of(self._settings.consumer_group)
         )
-
-    def _records_by_topic(self) -> dict[str, frozenset[RecordName]]:
-        return {
-            topic: records
-            for topic, records in (
-                (self._settings.membership_topic, frozenset({RecordName.MEMBER_ADDED, RecordName.MEMBER_REMOVED})),
-                (self._settings.methods_topic, frozenset({RecordName.METHOD_CHANGED})),
-                (self._settings.sources_topic, frozenset({RecordName.SOURCE_CHANGED, RecordName.SUSPENSION_CHANGED})),
-            )
-            if topic
-        }
 
     def _topics_by_kind(self) -> dict[str, str]:
         return {

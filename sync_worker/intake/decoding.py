@@ -21,12 +21,23 @@ from sync_worker.schema.avro import AvroSchema
 from sync_worker.schema.registry import Registry
 from sync_worker.schema.store import SchemaStore, record_name
 from sync_worker.schema.wire import SINGLE_OBJECT_PREFIX_BYTES
+from sync_worker.settings import Settings
 
 Read = Callable[[bytes, int, str | None], Event]
 """From a value, the offset of its datum and the traceparent to the event."""
 
 # What fastavro raises for bytes that are not a datum: cut short, a length or index out of range, not UTF-8.
 _DATUM_FAULTS = (EOFError, IndexError, ValueError, TypeError, KeyError, OverflowError)
+
+
+def records_by_topic(settings: Settings) -> dict[str, frozenset[RecordName]]:
+    """Which records belong to each input topic that is read (contract §1)."""
+    topics = {
+        settings.membership_topic: frozenset({RecordName.MEMBER_ADDED, RecordName.MEMBER_REMOVED}),
+        settings.methods_topic: frozenset({RecordName.METHOD_CHANGED}),
+        settings.sources_topic: frozenset({RecordName.SOURCE_CHANGED, RecordName.SUSPENSION_CHANGED}),
+    }
+    return {topic: records for topic, records in topics.items() if topic}
 
 
 class Decoder:
