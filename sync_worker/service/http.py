@@ -1,13 +1,11 @@
-"""The HTTP port of `run` (contract §6): probes, metrics and the status document, read-only, in threads of its own.
+"""The HTTP port of `run` (contract §6): probes, metrics, the status document and a page of it, read-only, in threads of its own.
 
-No endpoint changes anything, and none may keep `/livez` waiting: a slow status document
-has threads of its own to hang in.
+No endpoint changes anything, and none may keep `/livez` waiting: only a few threads may hang in a slow status document.
 """
 
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
@@ -18,50 +16,46 @@ from prometheus_client.exposition import generate_latest
 from waitress.channel import HTTPChannel  # type: ignore[import-untyped]
 from waitress.server import create_server  # type: ignore[import-untyped]
 
-from sync_worker.errors import FatalError, SyncWorkerError
+from sync_worker.errors import FatalError
+from sync_worker.service.document import StatusDocument
 from sync_worker.service.health import Checks, Health
+from sync_worker.service.page.rendering import POLICY, Page
 from sync_worker.service.redaction import Redactor
 
-STATUS_MAX_AGE_S: Final = 1.0
 _THREADS: Final = 8
-_STATUS_READERS: Final = 4  # so many threads may wait for a status document; the others stay free for probes
-_STATUS_WAIT_S: Final = 5.0
-_HEADERS: Final = [
-    ("Cache-Control", "no-store"),
-    ("X-Content-Type-Options", "nosniff"),
-    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
-    ("Referrer-Policy", "no-referrer"),
-]
+_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 _METRICS: Final = "text/plain; version=0.0.4; charset=utf-8"
 _TEXT: Final = "text/plain; charset=utf-8"
 _log = structlog.get_logger(__name__)
 
 
 class Response(NamedTuple):
-    """What a route answers."""
+    """What a route answers; `headers` stand beside those of every answer, or in their place."""
 
     status: HTTPStatus
     content_type: str
     body: bytes
+    headers: Mapping[str, str] = {}
 
 
 Route = Callable[[], Response]
 
 
-def routes(
-    health: Health,
-    registry: CollectorRegistry,
-    status: Callable[[], Mapping[str, Any]],
-    redactor: Redactor | None = None,
-    clock: Callable[[], float] = time.monotonic,
-) -> dict[str, Route]:
-    """The endpoints of contract §6. `status` makes the document; its errors are answered, without secrets, as 503."""
-    document = _StatusDocument(status, redactor or Redactor(), clock)
+def routes(health: Health, registry: CollectorRegistry, document: StatusDocument, page: Page) -> dict[str, Route]:
+    """The endpoints of contract §6."""
     return {
+        "/": lambda: _page(page),
         "/livez": lambda: _probe(health.live()),
         "/readyz": lambda: _probe(health.ready()),
         "/metrics": lambda: Response(HTTPStatus.OK, _METRICS, generate_latest(registry)),
-        "/status.json": document.respond,
+        "/status.json": lambda: _status(document),
     }
 
 
@@ -134,66 +128,28 @@ class _Application:
 
     def __call__(self, environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
-        response, more = self._respond(environ.get("PATH_INFO", ""), method)
-        length = ("Content-Length", str(len(response.body)))
-        headers = [("Content-Type", response.content_type), length, *_HEADERS, *more]
-        start_response(f"{response.status.value} {response.status.phrase}", headers)
+        response = self._respond(environ.get("PATH_INFO", ""), method)
+        headers = {
+            "Content-Type": response.content_type,
+            "Content-Length": str(len(response.body)),
+            **_HEADERS,
+            **response.headers,
+        }
+        start_response(f"{response.status.value} {response.status.phrase}", [*headers.items()])
         return [] if method == "HEAD" else [response.body]
 
-    def _respond(self, path: str, method: str) -> tuple[Response, list[tuple[str, str]]]:
+    def _respond(self, path: str, method: str) -> Response:
         route = self._routes.get(path)
         if route is None:
-            return _text(HTTPStatus.NOT_FOUND, "not found; the worker's state is at /status.json\n"), []
+            return _text(HTTPStatus.NOT_FOUND, "not found; the worker's state is at / and /status.json\n")
         if method not in {"GET", "HEAD"}:
-            return _text(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD\n"), [("Allow", "GET, HEAD")]
+            refused = _text(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD\n")
+            return refused._replace(headers={"Allow": "GET, HEAD"})
         try:
-            return route(), []
+            return route()
         except Exception:  # noqa: BLE001 - whatever a route does, a client gets an answer and the log the reason
             _log.error("http_route_failed", path=path, exc_info=True)
-            return _text(HTTPStatus.INTERNAL_SERVER_ERROR, "an error that the worker's log explains\n"), []
-
-
-class _StatusDocument:
-    """The status document, made at most once in a second however many ask; a failure is kept as long."""
-
-    def __init__(self, status: Callable[[], Mapping[str, Any]], redactor: Redactor, clock: Callable[[], float]) -> None:
-        self._status = status
-        self._redactor = redactor
-        self._clock = clock
-        self._making = threading.Lock()
-        self._readers = threading.BoundedSemaphore(_STATUS_READERS)
-        self._made: tuple[float, Response] | None = None
-
-    def respond(self) -> Response:
-        fresh = self._fresh()
-        if fresh is not None:
-            return fresh
-        if not self._readers.acquire(blocking=False):
-            return _error("too many requests wait for the status; try again")
-        try:
-            if not self._making.acquire(timeout=_STATUS_WAIT_S):
-                return _error("the status takes long to read; try again")
-            try:
-                return self._fresh() or self._make()
-            finally:
-                self._making.release()
-        finally:
-            self._readers.release()
-
-    def _fresh(self) -> Response | None:
-        made = self._made
-        return made[1] if made and self._clock() - made[0] < STATUS_MAX_AGE_S else None
-
-    def _make(self) -> Response:
-        try:
-            response = _json(HTTPStatus.OK, self._redactor.mapping(self._status(), self._redactor.text))
-        except SyncWorkerError as error:
-            response = _error(self._redactor.line(str(error)))
-        except Exception as error:  # noqa: BLE001 - the page must say so; the reason goes to the log, redacted
-            _log.warning("status_failed", exc_info=True)
-            response = _error(f"{type(error).__name__}; the worker's log says more")
-        self._made = (self._clock(), response)
-        return response
+            return _text(HTTPStatus.INTERNAL_SERVER_ERROR, "an error that the worker's log explains\n")
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -214,6 +170,19 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+def _page(page: Page) -> Response:
+    """Always 200: the page is there to say what is wrong, and proxies put their own in the place of a 503."""
+    html = page.html().encode()
+    return Response(HTTPStatus.OK, "text/html; charset=utf-8", html, {"Content-Security-Policy": POLICY})
+
+
+def _status(document: StatusDocument) -> Response:
+    reading = document.get()
+    if reading.document is None:
+        return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": reading.error})
+    return _json(HTTPStatus.OK, reading.document)
+
+
 def _probe(checks: Checks) -> Response:
     lines = [
         f"{'ok' if check.ok else 'failed'} {check.name}" + f": {check.detail}" * bool(check.detail)
@@ -230,7 +199,3 @@ def _text(status: HTTPStatus, body: str) -> Response:
 
 def _json(status: HTTPStatus, document: object) -> Response:
     return Response(status, "application/json", json.dumps(document, allow_nan=False).encode() + b"\n")
-
-
-def _error(message: str) -> Response:
-    return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": message})

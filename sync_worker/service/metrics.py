@@ -95,7 +95,9 @@ class Metrics:
         self.backfill_steps = self._counter("backfill_steps", "Backfill steps committed.")
         self.backfill_people = self._counter("backfill_people", "People looked at in backfill steps.")
         self.segments_held = self._gauge("segments_held", "Segments whose removals are held back by the breaker.")
-        self.removals_held = self._gauge("removals_held", "Removals that a hold keeps back, or whose release is under way.")
+        self.removals_held = self._gauge(
+            "removals_held", "Removals that a hold keeps back, or whose release is under way."
+        )
         self.rebalances = self._counter("rebalances", "What the consumer group did to this worker.", "kind")
         self.retries = self._counter("retries", "Work tried again, by what was in the way.", "what")
         self.paused = self._gauge("paused", "1 while this worker fetches nothing because of an outage, else 0.")

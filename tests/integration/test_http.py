@@ -16,9 +16,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sync_worker.errors import FatalError, RetryableError
 from sync_worker.events import Partition
+from sync_worker.service.document import StatusDocument
 from sync_worker.service.health import Health
 from sync_worker.service.http import HttpServer, routes
 from sync_worker.service.metrics import Metrics
+from sync_worker.service.page.observing import Observer
+from sync_worker.service.page.rendering import Page
 from sync_worker.service.redaction import Redactor
 
 
@@ -30,9 +33,10 @@ class Served:
         self.metrics = Metrics(CollectorRegistry())
         self.status: Callable[[], Mapping[str, Any]] = lambda: {"settled": True}
         self.now = 0.0
-        shown = routes(
-            self.health, self.metrics.registry, self.read_status, Redactor(["s3cr3t-w0rd"]), lambda: self.now
-        )
+        redactor = Redactor(["s3cr3t-w0rd"])
+        self.document = StatusDocument(self.read_status, redactor, lambda: self.now)
+        page = Page(Observer(self.document, list, redactor), self.health, holder="host:1:a", group="group")
+        shown = routes(self.health, self.metrics.registry, self.document, page)
         self.server = HttpServer("127.0.0.1", 0, shown)
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.server.port}", timeout=10)
 
@@ -145,20 +149,21 @@ def test_a_status_that_cannot_be_read_is_503_with_the_reason_and_no_secret(serve
     assert served.http.get("/status.json").json() == {"leader": "postgresql://u:***@h"}
 
 
-@pytest.mark.parametrize("path", ["/", "/nope", "/status.json/", "/livez/../metrics", "/%00", "/metrics%0d%0aX:y"])
+@pytest.mark.parametrize("path", ["/nope", "/status.json/", "/livez/../metrics", "/%00", "/metrics%0d%0aX:y"])
 def test_anything_else_is_404_and_points_at_the_status(served: Served, path: str) -> None:
     with served.connect() as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         answer = everything(connection)
     assert answer.startswith(b"HTTP/1.1 404 ")
-    assert answer.endswith(b"/status.json\n")
+    assert answer.endswith(b"the worker's state is at / and /status.json\n")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
 def test_other_methods_than_get_and_head_are_405(served: Served, method: str) -> None:
-    answer = served.http.request(method, "/livez")
-    assert answer.status_code == 405
-    assert answer.headers["allow"] == "GET, HEAD"
+    for path in ("/", "/livez", "/status.json"):
+        answer = served.http.request(method, path)
+        assert answer.status_code == 405
+        assert answer.headers["allow"] == "GET, HEAD"
 
 
 def test_head_is_get_without_a_body(served: Served) -> None:
@@ -169,11 +174,13 @@ def test_head_is_get_without_a_body(served: Served) -> None:
 
 
 def test_every_answer_has_the_security_headers_and_names_no_server(served: Served) -> None:
-    for path in ("/livez", "/readyz", "/metrics", "/status.json", "/nope"):
+    for path in ("/", "/livez", "/readyz", "/metrics", "/status.json", "/nope"):
         headers = served.http.get(path).headers
         assert headers["cache-control"] == "no-store"
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["content-security-policy"].startswith("default-src 'none'")
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert headers["referrer-policy"] == "no-referrer"
         assert "server" not in headers
 
 
