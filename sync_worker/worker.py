@@ -32,6 +32,8 @@ from sync_worker.loops import applying, backfilling, watching
 from sync_worker.loops.applying import Applying
 from sync_worker.loops.backfilling import Backfilling
 from sync_worker.loops.watching import Watching
+from sync_worker.operations.changes import ChangeDecoder
+from sync_worker.operations.recent import RecentChanges
 from sync_worker.operations.status import read_status
 from sync_worker.outbox import relay
 from sync_worker.outbox.encoding import ChangeEncoder, source_of
@@ -39,10 +41,13 @@ from sync_worker.outbox.relay import Relay
 from sync_worker.schema.registry import Registry, registry_of
 from sync_worker.schema.store import SchemaStore, load_schemas
 from sync_worker.schema.wire import confluent_prefix
+from sync_worker.service.document import StatusDocument
 from sync_worker.service.health import Health
 from sync_worker.service.http import HttpServer, routes
 from sync_worker.service.logging import kafka_logger
 from sync_worker.service.metrics import Metrics
+from sync_worker.service.page.observing import Observer
+from sync_worker.service.page.rendering import Page
 from sync_worker.service.redaction import Redactor
 from sync_worker.settings import Settings
 
@@ -90,16 +95,17 @@ class Worker:
         sys.setswitchinterval(0.0005)
         self._metrics.expect_topics(*settings.input_topics)
         broker = Broker(settings, logger=logger)
+        redactor = Redactor(settings.secrets())
+        document = StatusDocument(lambda: read_status(settings, broker), redactor)
+        observer = Observer(document, RecentChanges(settings, ChangeDecoder(schemas, registry)).read, redactor)
+        page = Page(observer, self._health, holder=self._holder, group=settings.consumer_group)
         self.http = HttpServer(
             settings.http_host,
             settings.http_port,
-            routes(
-                self._health,
-                self._metrics.registry,
-                lambda: read_status(settings, broker),
-                Redactor(settings.secrets()),
-            ),
+            routes(self._health, self._metrics.registry, document, page),
         )
+        if self.http.port is not None:
+            observer.start()
         log.info(
             "worker_starts",
             version=__version__,
@@ -149,6 +155,7 @@ class Worker:
             self._shut_down(handoff)
         finally:
             self.http.close()
+            observer.close()
             if registry is not None:
                 registry.close()
         if self._failures:
