@@ -114,15 +114,15 @@ def translation(error: psycopg.Error) -> Exception:
     )
 
 
-def connect(url: str, purpose: str, *, autocommit: bool = True) -> Session:
-    """A session named after its purpose.
+def connect(url: str, purpose: str, *, autocommit: bool = True, server: str = "read-write") -> Session:
+    """A session named after its purpose. `server`: what it must be, as libpq's target_session_attrs, unless the URL says it.
 
     Raises ConnectionLost where the server can't be reached (wait), FatalError where it refuses who we are (stop).
     """
     options = dict(_TCP)
     if "target_session_attrs" not in url:
         # Never a standby: it may lag behind what Kafka was told, which looks like a database that went back.
-        options["target_session_attrs"] = "read-write"
+        options["target_session_attrs"] = server
     try:
         return psycopg.connect(
             url,

@@ -5,6 +5,7 @@ which stops every other batch, must never be held for a whole segment.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -27,7 +28,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
+class Stored:
     """A method as the database has it."""
 
     method_id: bytes
@@ -74,15 +75,14 @@ def apply_methods(session: Session, facts: Facts, max_people: int = MAX_PEOPLE_A
     applied = Applied(Counter())
     session.execute(SQL["lock_exclusive"], prepare=True)
     ids = sorted(facts.methods)
-    rows = session.execute(SQL["methods_before"], {"methods": uuids(ids)}, prepare=True, binary=True).fetchall()
-    stored = {row[0]: _Stored(*row) for row in rows}
+    stored = read_methods(session, ids)
     pairs: list[tuple[bytes, bytes, int]] = []
     for method_id in ids:
         ordinal = facts.methods[method_id]
         record = facts.records[ordinal]
         event = cast("Method", record.content)
         before = stored.get(method_id)
-        verdict = _verdict(before, event)
+        verdict = judge(before, event)
         if isinstance(verdict, Rejection):
             applied.rejected.append((record, verdict))
             continue
@@ -104,7 +104,14 @@ def apply_methods(session: Session, facts: Facts, max_people: int = MAX_PEOPLE_A
     return applied
 
 
-def _verdict(before: _Stored | None, event: Method) -> str | Rejection:
+def read_methods(session: Session, ids: Sequence[bytes]) -> dict[bytes, Stored]:
+    """These methods as they are stored; those never heard of are left out."""
+    rows = session.execute(SQL["methods_before"], {"methods": uuids(ids)}, prepare=True, binary=True).fetchall()
+    return {row[0]: Stored(*row) for row in rows}
+
+
+def judge(before: Stored | None, event: Method) -> str | Rejection:
+    """What becomes of an event where the method is stored like this: `applied`, `stale`, `repeated`, or its rejection."""
     method = text_of(event.method_id)
     if before is None:
         return "applied"
@@ -121,7 +128,7 @@ def _verdict(before: _Stored | None, event: Method) -> str | Rejection:
     return "applied" if never is None else Rejection(RejectionReason.INVALID_EVENT, never)
 
 
-def _never_valid(before: _Stored, event: Method, method: str) -> str | None:
+def _never_valid(before: Stored, event: Method, method: str) -> str | None:
     """What contract §2 rules out for any later version of a method."""
     for name, old, new in (
         ("course_id", text_of(before.course_id), text_of(event.course_id)),
@@ -134,7 +141,7 @@ def _never_valid(before: _Stored, event: Method, method: str) -> str | None:
     return None
 
 
-def _people_at_once(session: Session, before: _Stored | None, event: Method, room: int) -> list[bytes]:
+def _people_at_once(session: Session, before: Stored | None, event: Method, room: int) -> list[bytes]:
     """Whom to apply the event to in this transaction; nobody where nothing changes for anyone or a backfill row was made instead."""
     method = {"method": UUID(bytes=event.method_id)}
     if before is not None and before.reads_alike(event):

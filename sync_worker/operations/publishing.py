@@ -90,12 +90,21 @@ class LineEncoder:
         if not topic:
             raise InvalidLine(f"type: {name} has no topic; the setting of its topic is empty")
         datum = self._filled(name, fields)
+        return self._publication(name, topic, self._event(name, datum, traceparent), datum)
+
+    def event_of(self, line: str | bytes) -> Event:
+        """What a line says, with what it leaves out filled in, for whoever doesn't publish it. Raises InvalidLine."""
+        fields = _parsed(line)
+        name = _record_name(fields.pop("type", None))
+        traceparent = _traceparent(fields.pop("traceparent", None))
+        return self._event(name, self._filled(name, fields), traceparent)
+
+    def _event(self, name: RecordName, datum: Mapping[str, Any], traceparent: str | None) -> Event:
         try:
             self._shapes[name].check(datum)
-            event = BUILDERS[name](datum, traceparent)
+            return BUILDERS[name](datum, traceparent)
         except InvalidRecord as fault:
             raise InvalidLine(fault.detail) from fault
-        return self._publication(name, topic, event, datum)
 
     def _filled(self, name: RecordName, fields: dict[str, Any]) -> dict[str, Any]:
         shape = self._shapes[name]
