@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from sync_worker import __version__
-from sync_worker.cli import erase, events, holds, positions, schema, status, topics, worker
+from sync_worker.cli import erase, events, holds, positions, schema, status, topics, versions, worker
 
 app = typer.Typer(
     name="sync-worker",
@@ -44,3 +44,4 @@ app.command(short_help="JSON lines to the input topics.")(events.publish)
 app.command(short_help="EnrollmentChanged as JSON lines.")(events.tail)
 app.command(short_help="Lag, outbox, backfills, leader.")(status.status)
 app.command(short_help="Remove a person.")(erase.erase)
+app.add_typer(versions.app, name="versions")
