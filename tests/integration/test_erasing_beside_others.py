@@ -261,3 +261,18 @@ def test_erasures_in_the_midst_of_traffic_end_lives_whole(site: Site, writer: Ma
     assert set(tables_naming(site, user)) == {"outbox"}
     for each in methods:
         assert lives_in_outbox(site, each.course_id, user)[-1][-1] == 0
+
+
+# ── what it costs under the exclusive lock ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["membership_erase", "source_erase", "enrollment_lock", "enrollment_erase"])
+def test_no_table_is_read_through_under_the_exclusive_lock(site: Site, writer: MakeWriter, name: str) -> None:
+    """Though the user is second in two of the keys, and whatever the statistics say."""
+    session = writer().session
+    session.execute("""insert into membership (segment_id, user_id, is_member, version)
+        select s, gen_random_uuid(), true, 1 from (select gen_random_uuid() as s from generate_series(1, 20)), generate_series(1, 200)""")
+    plan = session.execute("explain " + erase.SQL[name], {"user": new_id()}).fetchall()
+    lines = [line for (line,) in plan]
+    assert any("Index" in line and "Scan using" in line for line in lines), lines
+    assert not any("Seq Scan" in line for line in lines), lines
