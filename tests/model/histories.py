@@ -273,6 +273,54 @@ def batched_histories(draw: st.DrawFn, max_moves: int = 40) -> list[Batch]:
     return draw(batchings(draw(histories(max_moves))))
 
 
+@dataclass(frozen=True, slots=True)
+class BeforeMethod:
+    """A history, and what comes next: `begun`, an event of a method that is applied in steps and not all of them yet, if any;
+    then `event`, of the same method."""
+
+    batches: list[Batch]
+    begun: MethodChanged | None
+    event: MethodChanged
+
+
+_crowds = st.sets(st.sampled_from([(segment, user) for segment in SEGMENTS for user in USERS]), min_size=3).map(
+    lambda pairs: [Move(MembershipChanged("", 0, segment, user, 1, True)) for segment, user in sorted(pairs)]
+)
+
+
+def _turned(method: MethodChanged) -> st.SearchStrategy[dict[str, Any]]:
+    """What changes something for whoever is there."""
+    turns: list[st.SearchStrategy[dict[str, Any]]] = [
+        st.just({"visible": not method.enabled, "active": True}),
+        st.sampled_from(SEGMENTS).map(lambda segment: {"segment_id": segment, "active": True, "visible": True}),
+        st.sampled_from(ROLES).map(lambda role: {"role": role}),
+        (st.none() | st.sampled_from(GROUPS)).map(lambda group: {"group_id": group}),
+        st.just({"deleted": True}),
+        _switches,
+    ]
+    return st.one_of(turns)
+
+
+@st.composite
+def histories_before_a_method_event(draw: st.DrawFn, max_moves: int = 30) -> BeforeMethod:
+    teller = _Teller()
+    for move in [*draw(_openings), *draw(_crowds), *draw(_lists_of(_moves, max_moves))]:
+        teller.tell(move)
+    batches = draw(batchings(teller.steps))
+    number = draw(_method_numbers)
+
+    def tell_one(order: Order, flaw: dict[str, Any]) -> MethodChanged:
+        newest = teller.newest.get(entity_of(METHODS[number]))
+        method = newest if isinstance(newest, MethodChanged) else METHODS[number]
+        teller.tell(MethodMove(number, draw(_turned(method)), order, draw(_gaps), flaw))
+        told = teller.steps[-1]
+        assert isinstance(told, MethodChanged)
+        return told
+
+    begun = tell_one("next", {}) if draw(st.integers(0, 2)) == 2 else None
+    return BeforeMethod(batches, begun, tell_one(draw(_orders), draw(_sometimes_flawed)))
+
+
 @st.composite
 def settled_histories(draw: st.DrawFn, max_moves: int = 40) -> list[Event]:
     """Events whose end depends on the newest facts alone (semantics §4), in whatever order they are read.
