@@ -147,7 +147,7 @@ _switches = st.one_of(
         },
     ),
 )
-_flaws = st.sampled_from(
+_flaws: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
     (
         {"course_id": COURSES[1]},
         {"course_id": COURSES[0]},
@@ -162,7 +162,9 @@ _flaws = st.sampled_from(
         {"name": "a\0b"},
     )
 )
-_sometimes_flawed = st.integers(0, 9).flatmap(lambda draw: _flaws if draw == 9 else st.just({}))
+_sometimes_flawed: st.SearchStrategy[dict[str, Any]] = st.integers(0, 9).flatmap(
+    lambda draw: _flaws if draw == 9 else st.just({})
+)
 _orders = st.sampled_from(("next",) * 9 + ("stale", "repeated", "conflicting"))
 _gaps = st.integers(1, 3)
 _method_numbers = st.integers(0, len(METHODS) - 1)
