@@ -5,7 +5,21 @@ from typing import Annotated
 import typer
 
 from sync_worker import __version__
-from sync_worker.cli import erase, events, holds, positions, schema, status, topics, versions, worker
+from sync_worker.cli import (
+    dlq,
+    erase,
+    events,
+    holds,
+    members,
+    positions,
+    reconcile,
+    relay,
+    schema,
+    status,
+    topics,
+    versions,
+    worker,
+)
 
 app = typer.Typer(
     name="sync-worker",
@@ -38,10 +52,14 @@ def _main(
 app.command(short_help="Make or upgrade the schema.")(schema.migrate)
 app.add_typer(topics.app, name="topics")
 app.add_typer(positions.app, name="positions")
+app.add_typer(relay.app, name="relay")
 app.add_typer(holds.app, name="holds")
+app.add_typer(dlq.app, name="dlq")
+app.add_typer(members.app, name="members")
 app.command(short_help="The worker.")(worker.run)
 app.command(short_help="JSON lines to the input topics.")(events.publish)
 app.command(short_help="EnrollmentChanged as JSON lines.")(events.tail)
 app.command(short_help="Lag, outbox, backfills, leader.")(status.status)
+app.command(short_help="Compare with the facts, and repair.")(reconcile.reconcile)
 app.command(short_help="Remove a person.")(erase.erase)
 app.add_typer(versions.app, name="versions")

@@ -38,7 +38,9 @@ def show(as_json: Annotated[bool, typer.Option("--json", help="As JSON, stable."
 
 @app.command()
 def reset(
-    to: Annotated[str, typer.Option(help="earliest, latest, an offset, or a time like 2026-01-31T12:00:00Z.")],
+    to: Annotated[
+        str, typer.Option(help="earliest, latest, database, an offset, or a time like 2026-01-31T12:00:00Z.")
+    ],
     topic: Annotated[list[str] | None, typer.Option(help="Only this input topic; may be given again.")] = None,
     partition: Annotated[list[int] | None, typer.Option(min=0, help="Only this partition; may be given again.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
@@ -46,7 +48,8 @@ def reset(
 ) -> None:
     """Set where to go on reading, in the database and in Kafka; refused while a worker is in the group.
 
-    Reading again is always right: what is known changes nothing. Skipping loses what is skipped.
+    Reading again is always right: what is known changes nothing. Skipping loses what is skipped. `database` is for one that
+    went back: it goes on where it stands, and Kafka's commits follow.
     """
     settings = settings_for(_NEEDED)
     from sync_worker.operations.positions import Repositioning  # noqa: PLC0415 - heavy, and not for --help

@@ -60,7 +60,10 @@ class Repositioning:
         ]
 
     def plan(self, to: str, topics: Collection[str] = (), numbers: Collection[int] = ()) -> list[Reset]:
-        """What `reset` would do. to: earliest, latest, an offset, or a time in ISO 8601. No topics or numbers: all of them.
+        """What `reset` would do. to: earliest, latest, database, an offset, or a time in ISO 8601. No topics or numbers: all of them.
+
+        database: where the database stands, for one that went back behind Kafka's commits; a partition that it never read
+        starts at its earliest record.
 
         Raises SettingsError for a target or a partition that can't be meant.
         """
@@ -69,9 +72,11 @@ class Repositioning:
                 f"not an input topic: {', '.join(unknown)}; there are {', '.join(self._settings.input_topics)}"
             )
         partitions = self._partitions(topics or self._settings.input_topics, numbers)
-        after = self._target(to, partitions)
         with translated(), self._connect() as session:
             before = positions.read(session, partitions)
+            if to == "database":
+                self._refuse_other_topics(session, partitions)
+        after = self._standing(before, partitions) if to == "database" else self._target(to, partitions)
         return [Reset(partition, before.get(partition), after[partition]) for partition in partitions]
 
     def reset(self, plan: Collection[Reset]) -> None:
@@ -135,11 +140,34 @@ class Repositioning:
             time = datetime.fromisoformat(to)
         except ValueError:
             raise SettingsError(
-                f"{to!r} is neither earliest, latest, an offset nor a time like 2026-01-31T12:00:00Z"
+                f"{to!r} is neither earliest, latest, database, an offset nor a time like 2026-01-31T12:00:00Z"
             ) from None
         if time.tzinfo is None:
             raise SettingsError(f"the time {to} needs its offset from UTC, as in {to}Z")
         return self._broker.at_time(partitions, int(time.timestamp() * 1000))
+
+    def _refuse_other_topics(self, session: Session, partitions: Collection[Partition]) -> None:
+        """In a topic made anew, the database's positions mean other records."""
+        names = sorted({partition.topic for partition in partitions})
+        facts, cluster_id = self._broker.topics(names), self._broker.cluster_id()
+        known = session.execute(positions.SQL["topics_known"], {"topics": names}).fetchall()
+        if anew := [name for name, *ids in known if tuple(ids) != (facts[name].topic_id, cluster_id)]:
+            raise SettingsError(
+                f"{', '.join(anew)}: made anew, or of another Kafka cluster; the database's positions mean other records: "
+                "choose another target"
+            )
+
+    def _standing(
+        self, positions_now: Mapping[Partition, int], partitions: Collection[Partition]
+    ) -> dict[Partition, int]:
+        earliest, ends = self._broker.earliest(partitions), self._broker.stable_end(partitions)
+        after = {partition: positions_now.get(partition, earliest[partition]) for partition in partitions}
+        if outside := [p for p in partitions if not earliest[p] <= after[p] <= ends[p]]:
+            ranges = ", ".join(f"{p} stands at {after[p]} and holds {earliest[p]} to {ends[p]}" for p in outside)
+            raise SettingsError(
+                f"the database stands outside of what these partitions hold: {ranges}; choose another target"
+            )
+        return after
 
     def _offset(self, offset: int, partitions: Collection[Partition]) -> dict[Partition, int]:
         earliest, ends = self._broker.earliest(partitions), self._broker.stable_end(partitions)

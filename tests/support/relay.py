@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from sync_worker.events import RecordName
 from sync_worker.kafka.broker import Broker
 from sync_worker.operations.status import read_status
-from sync_worker.outbox.encoding import ChangeEncoder
+from sync_worker.outbox.encoding import ChangeEncoder, source_of
 from sync_worker.outbox.relay import LOOP, Relay
 from sync_worker.schema.store import load_schemas
 from sync_worker.service.health import Health
@@ -34,7 +34,9 @@ class RunningRelay:
         self._relay = Relay(
             site.settings,
             self._broker,
-            lambda: ChangeEncoder(schema.parsed, prefix=schema.single_object_prefix, source="/test"),
+            lambda: ChangeEncoder(
+                schema.parsed, prefix=schema.single_object_prefix, source=source_of(site.settings.consumer_group)
+            ),
             holder,
             health,
             Metrics(CollectorRegistry()),
