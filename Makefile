@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint types imports bench clean lock
+.PHONY: fuzz help venv demo test check lint types imports bench clean lock
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -43,6 +43,11 @@ check: lint types imports test ## what CI runs
 
 bench: $(READY) ## first figures: end to end beside the ceiling of the bare SQL
 	$(BIN)/python -m bench $(ARGS)
+
+fuzz: $(READY) ## hostile bytes for framing, decoding and schemas (INPUTS=10000000)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
+	  -r requirements/fuzz.txt || echo "no coverage-guided fuzzer for this Python: going on without"
+	$(BIN)/python -m tests.fuzz $(if $(INPUTS),--inputs $(INPUTS)) $(ARGS)
 
 lock: $(READY) ## renew requirements/dev.txt from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv

@@ -46,7 +46,8 @@ def invalid(detail: str) -> InvalidRecord:
 def shown(value: object) -> str:
     """A value as an error detail may show it: on one line, control characters escaped, cut short."""
     if isinstance(value, str | bytes) and len(value) > 48:
-        return f"{value[:48]!a}… ({len(value)} {'characters' if isinstance(value, str) else 'bytes'})"
+        unit = "characters" if isinstance(value, str) else "bytes"
+        return f"{ascii(value[:48])[:100]}… ({len(value)} {unit})"
     text = ascii(value)
     return text if len(text) <= 100 else f"{text[:100]}…"
 

@@ -28,7 +28,11 @@ _PARSE_FAULTS = (SchemaParseException, ValueError, KeyError, TypeError, Attribut
 
 
 class UnusableSchema(SyncWorkerError):
-    """A text that is not an Avro record schema, or one that the worker does not decode with; says why."""
+    """A text that is not an Avro record schema, or one that the worker does not decode with; says why, on one line."""
+
+    def __init__(self, why: str) -> None:
+        # It quotes names out of the schema, which may be anything.
+        super().__init__(why.encode("unicode_escape").decode("ascii")[:400])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +68,8 @@ def parse(text: str) -> AvroSchema:
     _check_depth(raw)
     try:
         parsed = parse_schema(_without_logical_types(raw))
-        canonical = to_parsing_canonical_form(parsed)
+        # Already in the order of the wire.
+        crc = bytes.fromhex(fingerprint(to_parsing_canonical_form(parsed), "CRC-64-AVRO"))
     except _PARSE_FAULTS as fault:
         raise UnusableSchema(f"it is not an Avro schema: {type(fault).__name__}: {fault}") from fault
     if not isinstance(parsed, dict):  # a record always is; said for the type checker
@@ -75,7 +80,7 @@ def parse(text: str) -> AvroSchema:
         full_name=parsed["name"],
         text=text,
         parsed=parsed,
-        fingerprint=bytes.fromhex(fingerprint(canonical, "CRC-64-AVRO")),  # already in the order of the wire
+        fingerprint=crc,
         reproducible=survey.reproducible,
         checkable=survey.checkable,
     )
