@@ -9,9 +9,11 @@ from sync_worker.cli import (
     dlq,
     erase,
     events,
+    explain,
     holds,
     members,
     positions,
+    preview,
     reconcile,
     relay,
     schema,
@@ -60,6 +62,8 @@ app.command(short_help="The worker.")(worker.run)
 app.command(short_help="JSON lines to the input topics.")(events.publish)
 app.command(short_help="EnrollmentChanged as JSON lines.")(events.tail)
 app.command(short_help="Lag, outbox, backfills, leader.")(status.status)
+app.command(short_help="Why a person is in a course, or not.")(explain.explain)
+app.command(short_help="What a method would do.")(preview.preview)
 app.command(short_help="Compare with the facts, and repair.")(reconcile.reconcile)
 app.command(short_help="Remove a person.")(erase.erase)
 app.add_typer(versions.app, name="versions")
