@@ -58,7 +58,9 @@ def erase(
 
 
 def _show_traces(title: str, traces: "Traces") -> None:
-    print_table(title, ("table", "rows", ""), [(table, getattr(traces, table), why) for table, why in _TABLES.items()])
+    rows = [(table, getattr(traces, table), why) for table, why in _TABLES.items() if getattr(traces, table)]
+    if rows:
+        print_table(title, ("table", "rows", ""), rows)
 
 
 def _show_rest(traces: "Traces", topics: Sequence["Retention"]) -> None:
@@ -80,7 +82,9 @@ def _show_rest(traces: "Traces", topics: Sequence["Retention"]) -> None:
         f"segment.ms, {_span(max(each.segment_ms for each in topics))}"
     )
     say("an event about this person that comes from now on makes new facts; their enrollments start at version 1 again")
-    say("`positions reset` to before their events brings the person back, for as long as the input topics hold these")
+    say(
+        "`positions reset` to before their events, or `dlq replay` of them, brings the person back while topics hold these"
+    )
 
 
 def _document(user: UUID, dry_run: bool, traces: "Traces", topics: Sequence["Retention"]) -> dict[str, Any]:

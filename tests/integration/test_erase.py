@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 
@@ -89,7 +90,7 @@ def populate(site: Site, people: People) -> None:
 
 def test_nothing_of_a_person_is_left_and_consumers_forget_each_key(site: Site) -> None:
     people = People()
-    site.start_worker()
+    worker = site.start_worker()
     populate(site, people)
     site.produce_raw("membership", b"not a record of %b" % people.user.encode(), key=people.user.encode())
     site.produce([source(people.by_hand, people.user, 5, role="another")])  # says something else under the same version
@@ -124,6 +125,8 @@ def test_nothing_of_a_person_is_left_and_consumers_forget_each_key(site: Site) -
     }
     assert all(not tombstone.headers for tombstone in site.tombstones())
     assert_changes_are_a_chain(site)
+    metrics = httpx.get(f"http://127.0.0.1:{worker.http_port}/metrics").text
+    assert f'sync_worker_published_total{{kind="tombstone"}} {len(people.courses):.1f}' in metrics
 
     (recorded,) = site.query("select by, detail from intervention where operation = 'erase'")
     assert "@" in recorded["by"]

@@ -1,4 +1,4 @@
-"""Dead letters that name an erased person: found whatever the encoding, gone also in front of the relay, and after a crash."""
+"""What else names an erased person: dead letters, whatever their encoding and also in front of the relay; what operators did to them."""
 
 from __future__ import annotations
 
@@ -117,3 +117,17 @@ def test_an_erasure_that_was_killed_is_finished_by_the_next(site: Site, eraser: 
         {"rows": {"dead_letter": 1}, "tombstones": 0},
         {"rows": {"enrollment": 1, "source": 1}, "tombstones": 1},
     ]
+
+
+def test_what_was_done_to_the_person_stays_on_record_and_no_longer_names_them(site: Site, eraser: Writer) -> None:
+    user, other, course = new_id(), new_id(), new_id()
+    for each in (user, other):
+        eraser.batch(source(course, each, 9))
+        lowered = site.command("versions", "lower", "source", course, each, "manual", "--to", "2", "--yes")
+        assert lowered.returncode == 0, lowered.stderr
+    assert erase.erase_person(eraser.session, UUID(user), "a test").intervention == 1
+    assert set(tables_naming(site, user)) == {"outbox"}
+    of_user, of_other, _ = site.query("select detail from intervention order by id")
+    entities = [row["detail"]["entities"][0] for row in (of_user, of_other)]
+    assert [entity["user_id"] for entity in entities] == ["erased", other]
+    assert [entity["from"] for entity in entities] == [9, 9]

@@ -14,7 +14,10 @@ from sync_worker.cli.status import show
 from sync_worker.errors import RetryableError, SettingsError
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = (("migrate",), ("run",), ("publish",), ("tail",), ("status",), ("topics",), ("topics", "create"))
+COMMANDS = (
+    ("migrate",), ("run",), ("publish",), ("tail",), ("status",), ("topics",), ("topics", "create"), ("erase",),
+    ("versions",), ("versions", "show"), ("versions", "find"), ("versions", "lower"),
+)  # fmt: skip
 
 
 def sync_worker(*arguments: str, cwd: Path, **settings: str) -> subprocess.CompletedProcess[str]:
