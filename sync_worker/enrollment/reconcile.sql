@@ -15,8 +15,8 @@ order by method_id
 -- not skipped by a condition: a step must not read on through a million of them. `with ties`: a person's methods stay in one step.
 select s.segment_id, s.user_id, m.course_id, m.method_id::text, null, false, 0
 from membership s
-left join method m on m.segment_id = s.segment_id and not m.deleted and s.is_member
-  and (%(methods)s::text[] is null or m.method_id::text = any(%(methods)s::text[]))
+left join lateral (select m.course_id, m.method_id from method m where m.segment_id = s.segment_id and not m.deleted and s.is_member
+                   and (%(methods)s::text[] is null or m.method_id::text = any(%(methods)s::text[])) offset 0) m on true
 where (s.segment_id, s.user_id) >= (%(from_first)s::uuid, %(from_second)s::uuid) and (s.segment_id, s.user_id) <= (%(to_first)s::uuid, %(to_second)s::uuid)
 order by s.segment_id, s.user_id fetch first %(n)s rows with ties
 
@@ -56,10 +56,12 @@ select k.n::int, j.by_rule, e.now, j.delta->k.source,
 from unnest(%(courses)s::uuid[], %(users)s::uuid[], %(sources)s::text[]) with ordinality k(course_id, user_id, source, n)
 left join lateral (select jsonb_typeof(e.sources) as type, e.sources->k.source as now from enrollment e
                    where e.course_id = k.course_id and e.user_id = k.user_id offset 0) e on true
-left join lateral (select case when k.source ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then k.source::uuid end as method_id offset 0) i on true
+left join lateral (select case when k.source like '________-____-____-____-____________' and pg_input_is_valid(k.source, 'uuid') and lower(k.source) = k.source
+                               then k.source::uuid end as method_id offset 0) i on true
 left join lateral (select m from method m where m.method_id = i.method_id offset 0) q on true
 left join lateral (select s.is_member, s.hold from membership s where s.segment_id = (q.m).segment_id and s.user_id = k.user_id offset 0) s on true
-left join lateral (select f.status, f.role from source f where f.course_id = k.course_id and f.user_id = k.user_id and f.source = k.source offset 0) f on true
+left join lateral (select f.status, f.role from source f where f.course_id = k.course_id and f.user_id = k.user_id and f.source = k.source
+                   and i.method_id is null offset 0) f on true
 cross join lateral (
   select coalesce((q.m).course_id = k.course_id, false) as by_rule,
          i.method_id is not null and (q.m).method_id is null and e.now is not null as unknown,
