@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
 
+from sync_worker import failpoints
 from sync_worker.errors import FatalError
 
 STEP_LINES: Final = 5000
@@ -36,6 +37,12 @@ class Mark:
     rejected: int = 0
     rejects_bytes: int = 0
     format: int = _NEWEST_FORMAT
+
+
+def event_id(run: str, number: int) -> str:
+    """The id of the event that a line of a run becomes: a uuid of version 8, the run's random digits and the number."""
+    digits = run.replace("-", "")
+    return f"{digits[:8]}-{digits[8:12]}-8{digits[13:16]}-8{digits[17:20]}-{number:012x}"
 
 
 class Step:
@@ -115,6 +122,7 @@ class Bookmark:
             moved = True
         if moved:
             self._write(self.mark)
+            failpoints.reach("bookmark_moved")
 
     def _write(self, mark: Mark) -> None:
         if self._path is None:

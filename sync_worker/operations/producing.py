@@ -7,11 +7,11 @@ arrived.
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from sync_worker.errors import SyncWorkerError
 from sync_worker.events import RecordName
-from sync_worker.operations.bookmark import Bookmark, Mark, Step
+from sync_worker.operations.bookmark import Bookmark, Mark, Step, event_id
 from sync_worker.operations.publishing import InvalidLine, LineEncoder, Publication, wall_clock_micros
 from sync_worker.operations.sending import Sender
 from sync_worker.schema.registry import registry_of
@@ -64,13 +64,12 @@ class Publisher:
 
     def _repeatable(self, mark: Mark) -> LineEncoder:
         """Fills in, for each line, what an earlier attempt at this run filled in."""
-        run = UUID(mark.run)
         return LineEncoder(
             self._schemas,
             self._topics,
             self._registry,
             now=lambda: mark.started_at + self._number,
-            new_id=lambda: uuid5(run, str(self._number)),
+            new_id=lambda: UUID(event_id(mark.run, self._number)),
         )
 
     def _one(self, line: bytes) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from sync_worker.errors import SyncWorkerError
+from sync_worker.errors import FatalError, SyncWorkerError
 from sync_worker.interrupts import Interrupts
 from sync_worker.kafka.errors import KafkaFaults
 from sync_worker.service.logging import kafka_logger
@@ -52,6 +52,11 @@ class Sender:
         )
         self.partitions = self._partitions()
         """How many partitions each topic of the broker has."""
+
+    def require(self, topic: str) -> None:
+        """Raise FatalError where the topic isn't there: producing would have the broker make it, with its own settings."""
+        if topic not in self.partitions:
+            raise FatalError(f"the topic {topic} does not exist; `sync-worker topics create` makes it")
 
     @contextmanager
     def open(self) -> Iterator[None]:
