@@ -36,6 +36,7 @@ _AWAITED: Final = {
     "registry": "the schema registry",
     "rejections": "somebody to look at rejected records",
 }
+_SERVICES: Final = frozenset({"database", "broker", "registry"})
 
 
 def verdict(document: Mapping[str, Any], *, silent: Collection[Check] = (), unready: Collection[Check] = ()) -> Verdict:
@@ -63,6 +64,8 @@ def unreadable(error: str, unready: Collection[Check] = ()) -> Verdict:
 
 
 def _waiting(unready: Collection[Check]) -> Verdict:
+    # Whatever else waits then waits for one of these.
+    unready = [check for check in unready if check.name in _SERVICES] or unready
     names = _and([_AWAITED.get(check.name, check.name) for check in unready])
     reasons = dict.fromkeys(check.detail for check in unready if check.detail)
     return Verdict(State.WAITING, f"Waiting for {names}", "; ".join(reasons))

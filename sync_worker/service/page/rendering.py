@@ -18,7 +18,7 @@ from sync_worker import __version__
 from sync_worker.service.health import Health
 from sync_worker.service.page import words
 from sync_worker.service.page.observing import Observer
-from sync_worker.service.page.view import change_word, short, state_class, view_of
+from sync_worker.service.page.view import cause_word, change_word, short, state_class, view_of
 
 _FILES: Final = files("sync_worker.service.page")
 _STYLE: Final = (_FILES / "style.css").read_text("utf-8")
@@ -62,9 +62,10 @@ class Page:
         environment.filters |= {
             "number": words.number,
             "rate": words.rate,
-            "ago": self._ago,
+            "age": self._age,
             "moment": lambda text: words.day_and_time(datetime.fromisoformat(text)),
             "short": short,
+            "cause_word": cause_word,
             "change_word": change_word,
             "state_class": state_class,
         }
@@ -80,6 +81,5 @@ class Page:
             script=Markup(_SCRIPT),  # noqa: S704 - the page's own file
         )
 
-    def _ago(self, moment: str) -> str:
-        seconds = (self._now() - datetime.fromisoformat(moment)).total_seconds()
-        return f"{words.duration(max(0.0, seconds))} ago"
+    def _age(self, moment: str) -> str:
+        return words.duration(max(0.0, (self._now() - datetime.fromisoformat(moment)).total_seconds()))

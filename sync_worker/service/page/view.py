@@ -17,6 +17,17 @@ from sync_worker.service.page.words import Spark, clock_time, duration, number, 
 from sync_worker.service.verdict import State, Verdict, unreadable, verdict
 
 _FEW_PARTITIONS = 12
+_CAUSES = {
+    "SegmentMemberAdded": "member added",
+    "SegmentMemberRemoved": "member removed",
+    "EnrollmentMethodChanged": "method changed",
+    "EnrollmentSourceChanged": "source changed",
+    "CourseSuspensionChanged": "suspension changed",
+    "RECONCILE": "reconcile",
+    "HOLD_RELEASED": "hold released",
+    "REPUBLISH": "republish",
+    "SQL": "changed by hand",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +134,7 @@ def _notice(seen: Observed, *, answered: bool) -> str:
         return "" if answered or seen.latest is None else seen.latest.error
     age_s = seen.now - seen.known.at
     if not answered:
-        return f"The numbers below are {duration(age_s)} old. {seen.latest.error}"
+        return f"The numbers below are {duration(age_s)} old."
     return f"The status takes long to read: the numbers below are {duration(age_s)} old." if age_s > 20 else ""
 
 
@@ -231,6 +242,12 @@ def short(holder: str) -> str:
 def change_word(change: Change) -> str:
     """What a change did, in lower case."""
     return str(change.get("change", "")).lower()
+
+
+def cause_word(change: Change) -> str:
+    """What was behind a change; a cause that is not known here by its own name."""
+    cause = str(change.get("cause", {}).get("type", ""))
+    return _CAUSES.get(cause, cause)
 
 
 def state_class(state: State) -> str:
