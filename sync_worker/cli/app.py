@@ -16,6 +16,7 @@ from sync_worker.cli import (
     preview,
     reconcile,
     relay,
+    republish,
     schema,
     status,
     topics,
@@ -67,3 +68,4 @@ app.command(short_help="What a method would do.")(preview.preview)
 app.command(short_help="Compare with the facts, and repair.")(reconcile.reconcile)
 app.command(short_help="Remove a person.")(erase.erase)
 app.add_typer(versions.app, name="versions")
+app.command(short_help="The present state once more.")(republish.republish)

@@ -1,6 +1,6 @@
 """Looks at the relay's two memories, and makes a database that is another one, or went back, follow the topic again.
 
-`relay show` and `relay adopt` (contract §5, docs/adr/0006). Adopting is refused where anything could still publish, and
+`relay show` and `relay adopt` (contract §5, docs/adr/0007). Adopting is refused where anything could still publish, and
 where everything fits: it never is a way around a relay.
 """
 

@@ -1,4 +1,4 @@
--- `relay adopt` (docs/adr/0006): what the topic tells of every key beside what the database holds, and how the next event of a key is made
+-- `relay adopt` (docs/adr/0007): what the topic tells of every key beside what the database holds, and how the next event of a key is made
 -- to follow its last. Words: *told* is what the topic's last event says; *waiting* are rows of the outbox that it doesn't hold yet.
 
 -- :name adopt_tables

@@ -1,4 +1,4 @@
-"""`relay show` and `relay adopt`: a database that went back, or a Kafka that did, follows what consumers know again (docs/adr/0006).
+"""`relay show` and `relay adopt`: a database that went back, or a Kafka that did, follows what consumers know again (docs/adr/0007).
 
 Backups are copies of the database on the same server. Two servers, for real, are in tests/crash/test_database_went_back.py.
 """

@@ -31,7 +31,7 @@ def assert_versions_never_repeat_with_other_content(records: list[KafkaRecord]) 
 
 def assert_last_events_are_the_rows(
     site: Site, records: list[KafkaRecord], *, from_any_version: bool = False
-) -> dict[bytes, int]:
+) -> Counter[bytes]:
     """Per key no gap, each `before` the previous `after`, the last one the row; how many events each has.
 
     Unlike in a chain that nothing befell, an event may say what was known. from_any_version: the topic lost its beginning.
