@@ -67,8 +67,10 @@ log = structlog.get_logger(__name__)
 class Worker:
     """One worker process. `run` blocks until SIGTERM or SIGINT, or `stop`, and raises what made a loop fail."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, publishes: bool = True) -> None:
+        """publishes False: what is applied waits in the outbox, for a database that must catch up before `relay adopt`."""
         self._settings = settings
+        self._publishes = publishes
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self._metrics = Metrics(CollectorRegistry())
         self._health = Health(("database", "broker", "assignment"))
@@ -149,6 +151,9 @@ class Worker:
                     settings, broker, lambda: intake.partitions, self._health, self._metrics, self._stop, self._holder
                 ).run,
             }
+            if not self._publishes:
+                del loops[relay.LOOP]
+                log.warning("nothing_is_published", reason="the worker was started --without-relay")
             for name, loop in loops.items():
                 self._start(name, loop)
             self._stop.wait()
@@ -228,9 +233,7 @@ class Worker:
             if registry is None
             else confluent_prefix(registry.register(self._settings.changes_topic, schema))
         )
-        return ChangeEncoder(
-            schema.parsed, prefix=prefix, source=source_of(self._settings.consumer_group)
-        )
+        return ChangeEncoder(schema.parsed, prefix=prefix, source=source_of(self._settings.consumer_group))
 
     def _topics_by_kind(self) -> dict[str, str]:
         return {

@@ -1,5 +1,7 @@
 """`run`. From here on the words are logs, also the last ones: what reads them expects one format."""
 
+from typing import Annotated
+
 import structlog
 import typer
 
@@ -7,7 +9,15 @@ from sync_worker.cli.console import ERROR, settings_for
 from sync_worker.errors import SettingsError, SyncWorkerError
 
 
-def run() -> None:
+def run(
+    without_relay: Annotated[
+        bool,
+        typer.Option(
+            "--without-relay",
+            help="Only apply, publish nothing: for a database that is to catch up before `relay adopt`.",
+        ),
+    ] = False,
+) -> None:
     """The worker: applies input, publishes changes, until SIGTERM or SIGINT."""
     settings = settings_for({"kafka_bootstrap_servers", "database_url"}, kafka_logs=True)
     from sync_worker.worker import Worker  # noqa: PLC0415 - heavy, and not for --help
@@ -16,7 +26,7 @@ def run() -> None:
     for warning in type(settings).warnings():
         log.warning("unknown_setting", detail=warning)
     try:
-        Worker(settings).run()
+        Worker(settings, publishes=not without_relay).run()
     except SettingsError:
         raise
     except SyncWorkerError as error:
