@@ -196,7 +196,11 @@ def test_status_is_shown_as_far_as_it_is_known(capsys: pytest.CaptureFixture[str
         {
             "settled": False,
             "outbox": {"unpublished": 3, "oldest_age_s": None},
-            "dead_letters": {"by_reason": {}},
+            "dead_letters": {
+                "by_reason": {},
+                "reasons": [{"reason": "undecodable", "topic": "t", "records": 2, "last_at": "x"}],
+            },
+            "workers": [{"holder": "h:1:a", "present": True, "partitions": {"t": [0, 2], "u": [1]}}],
             "leader": None,
             "lag": [{"topic": "segments.membership", "lag": 7, "later": 1}],
             "backfills": [],
@@ -204,8 +208,10 @@ def test_status_is_shown_as_far_as_it_is_known(capsys: pytest.CaptureFixture[str
         }
     )
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == "not settled"
+    assert shown[:2] == ["not settled", "Working: 7 records to apply and 3 events to publish."]
     for line in (
+        "undecodable\tt\t2\tx",
+        "h:1:a\tTrue\t-\t-\t-\t-\t-\tt 0, 2; u 1",
         "outbox unpublished\t3",
         "outbox oldest age s\t-",
         "dead letters by reason\t-",
