@@ -1,0 +1,74 @@
+"""The ledger: one line for each run, by seed and commit, kept in the repository, so that totals over days count.
+
+Lines are only ever appended, also those of runs that failed. A run with a mutant in the worker's place is never written.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tests.faults.checkers.violation import KINDS
+from tests.faults.run import Result
+from tests.faults.workers import ROOT
+
+LEDGER = Path(__file__).with_name("ledger.jsonl")
+# What a run is a test of.
+_TESTED = ("sync_worker", "schemas")
+
+
+def append(line: dict[str, Any], path: Path = LEDGER) -> None:
+    with path.open("a", encoding="utf-8") as ledger:
+        ledger.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def read(path: Path = LEDGER) -> Iterator[dict[str, Any]]:
+    if path.exists():
+        for line in path.read_text("utf-8").splitlines():
+            yield json.loads(line)
+
+
+def next_seed(path: Path = LEDGER) -> int:
+    """The first that no run had yet."""
+    return max((line["seed"] for line in read(path) if line["what"] == "run"), default=0) + 1
+
+
+def head(what: str) -> dict[str, Any]:
+    """What every line begins with: what it is, when, and of which commit; dirty where the worker's files differ from it."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    dirty = bool(_git("status", "--porcelain", "--", *_TESTED))
+    return {"what": what, "at": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit, "dirty": dirty}
+
+
+def line_of(result: Result) -> dict[str, Any]:
+    """A run's line."""
+    plan, history = result.plan, result.history
+    counts = Counter(violation.kind for violation in result.violations)
+    return {
+        **head("run"),
+        "seed": plan.seed,
+        "seconds": round(result.seconds, 1),
+        "workers": plan.workers,
+        "protocol": plan.protocol,
+        "registry": plan.registry,
+        "records": len(history.inputs),
+        "changes": len(history.changes),
+        "dead_letters": len(history.dead_letters),
+        "edits": sum(edited.version is not None and edited.outcome == "committed" for edited in history.edits),
+        "faults": dict(sorted(result.taken.items())),
+        "verdict": {kind: counts[kind] for kind in KINDS if counts[kind]},
+        "settle_s": result.settle_s,
+        "outbox_max": max((sample.outbox for sample in history.seen.samples), default=0),
+        "rss_mb_max": max(history.seen.rss_max.values(), default=0) >> 20,
+        "threads_max": max(history.seen.threads_max.values(), default=0),
+    }
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, check=False, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else "unknown"

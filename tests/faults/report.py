@@ -1,0 +1,120 @@
+"""Renders the ledger into docs/reliability.md, between its markers: what was injected how often, and what came of it.
+
+Figures are sums of the ledger's lines and nothing else; the text around them is written by hand and stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tests.faults import ledger
+from tests.faults.kinds import KINDS
+from tests.faults.workers import ROOT
+
+DOCUMENT = ROOT / "docs" / "reliability.md"
+_VERDICTS = ("lost", "repeated", "reordered", "wrong")
+_MARKERS = re.compile(r"(<!-- ledger: (\w+) -->\n).*?(<!-- /ledger -->)", re.DOTALL)
+
+
+def add_to(what: Any) -> None:
+    """The subcommand."""
+    parser: argparse.ArgumentParser = what.add_parser("report", help="docs/reliability.md's tables from the ledger")
+    parser.set_defaults(what="report")
+
+
+def main() -> int:
+    lines = list(ledger.read())
+    text = DOCUMENT.read_text("utf-8")
+    DOCUMENT.write_text(render(text, lines), "utf-8")
+    sys.stdout.write(f"{DOCUMENT.relative_to(ROOT)}: {len(lines)} lines of the ledger\n")
+    return 0
+
+
+def render(text: str, lines: Sequence[dict[str, Any]]) -> str:
+    """The document with its tables made anew. A marker that names no table is a mistake."""
+    tables = {"totals": _totals, "faults": _faults, "recovery": _recovery, "outages": _outages, "soaks": _soaks}
+    return _MARKERS.sub(lambda found: f"{found[1]}{chr(10).join(tables[found[2]](lines))}\n{found[3]}", text)
+
+
+def _runs(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if line["what"] == "run"]
+
+
+def _totals(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
+    runs = _runs(lines)
+    verdicts = Counter(dict.fromkeys(_VERDICTS, 0))
+    for run in runs:
+        verdicts.update(run["verdict"])
+    yield "| | |"
+    yield "| --- | --- |"
+    yield f"| runs, seeds | {len(runs):,}, {len({run['seed'] for run in runs}):,} |"
+    yield f"| hours | {sum(run['seconds'] for run in runs) / 3600:.1f} |"
+    yield f"| faults that took effect | {sum(sum(run['faults'].values()) for run in runs):,} |"
+    yield f"| records in | {sum(run['records'] for run in runs):,} |"
+    yield f"| EnrollmentChanged out | {sum(run['changes'] for run in runs):,} |"
+    yield f"| dead letters | {sum(run['dead_letters'] for run in runs):,} |"
+    yield f"| edits by hand beside them | {sum(run['edits'] for run in runs):,} |"
+    for kind, number in verdicts.items():
+        yield f"| {kind.replace('_', ' ')} | {number:,} |"
+    failed = sorted({run["seed"] for run in runs if run["verdict"]})
+    yield f"| runs that found something | {sum(bool(run['verdict']) for run in runs):,}{f' (seeds {_shortly(failed)})' if failed else ''} |"
+
+
+def _faults(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Of each kind: how often, in how many runs, and what the runs that had it lost, repeated, reordered or got wrong."""
+    yield "| fault | injected | in runs | lost | repeated | reordered | wrong rows |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    runs = _runs(lines)
+    for kind in KINDS:
+        had = [run for run in runs if run["faults"].get(kind.name)]
+        times = sum(run["faults"][kind.name] for run in had)
+        found = " | ".join(f"{sum(run['verdict'].get(verdict, 0) for run in had):,}" for verdict in _VERDICTS)
+        yield f"| {kind.name.replace('_', ' ')} | {times:,} | {len(had):,} | {found} |"
+
+
+def _recovery(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """How long after the last fault of a run everything was applied and published."""
+    settled = sorted(run["settle_s"] for run in _runs(lines) if "unsettled" not in run["verdict"])
+    yield "| runs | median s | 95 % s | longest s |"
+    yield "| ---: | ---: | ---: | ---: |"
+    if settled:
+        median, late = settled[len(settled) // 2], settled[min(len(settled) - 1, int(len(settled) * 0.95))]
+        yield f"| {len(settled):,} | {median:.1f} | {late:.1f} | {settled[-1]:.1f} |"
+
+
+def _outages(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
+    columns = (
+        "away", "minutes", "at events/s", "first applied after, s", "catch-up events/s", "times the rate", "worker's CPU meanwhile",
+        "dead letters", "readiness, liveness",
+    )  # fmt: skip
+    yield f"| {' | '.join(columns)} |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
+    for line in lines:
+        if line["what"] == "outage":
+            yield (
+                f"| {line['part']} | {line['minutes']:g} | {line['rate']:,.0f} | {line['first_applied_s']:.1f} "
+                f"| {line['catch_up_rate']:,.0f} "
+                f"| {line['catch_up_rate'] / line['rate']:.1f} | {line['cpu_share']:.1%} of a core | {line['dead_letters']} "
+                f"| {line['health']} |"
+            )
+
+
+def _soaks(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield "| minutes | events/s | faults | figure | mean | slope per hour, second half | 95 % |"
+    yield "| ---: | ---: | ---: | --- | ---: | ---: | --- |"
+    for line in lines:
+        if line["what"] == "soak":
+            for name, slope in line["slopes"].items():
+                yield (
+                    f"| {line['minutes']:g} | {line['rate']:,.0f} | {line['faults']} | {name} | {slope['mean']:,.1f} {slope['unit']} "
+                    f"| {slope['per_hour']:+,.2f} | {slope['low']:+,.2f} … {slope['high']:+,.2f} |"
+                )
+
+
+def _shortly(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds[:12])) + (", …" if len(seeds) > 12 else "")
