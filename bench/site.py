@@ -118,6 +118,13 @@ class BenchSite:
             if process.poll() is not None:
                 raise WrongResult(f"a worker ended with {process.returncode}: {log.read_text('utf-8')[-2000:]}")
 
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`sync-worker …` with this site's settings."""
+        return subprocess.run(
+            [sys.executable, "-m", "sync_worker", *arguments],
+            env=self._environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """No worker runs meanwhile."""

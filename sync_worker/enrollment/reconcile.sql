@@ -18,14 +18,14 @@ from membership s
 left join lateral (select m.course_id, m.method_id from method m where m.segment_id = s.segment_id and not m.deleted and s.is_member
                    and (%(methods)s::text[] is null or m.method_id::text = any(%(methods)s::text[])) offset 0) m on true
 where (s.segment_id, s.user_id) >= (%(from_first)s::uuid, %(from_second)s::uuid) and (s.segment_id, s.user_id) <= (%(to_first)s::uuid, %(to_second)s::uuid)
-order by s.segment_id, s.user_id fetch first %(n)s rows with ties
+order by s.segment_id, s.user_id fetch first (%(n)s) rows with ties
 
 -- :name sources
 -- The same for other sources: what their facts say should be there.
 select f.course_id, f.user_id, f.course_id, case when f.status <> 'ABSENT' then f.source end, null, false, 0
 from source f
 where (f.course_id, f.user_id) >= (%(from_first)s::uuid, %(from_second)s::uuid) and (f.course_id, f.user_id) <= (%(to_first)s::uuid, %(to_second)s::uuid)
-order by f.course_id, f.user_id fetch first %(n)s rows with ties
+order by f.course_id, f.user_id fetch first (%(n)s) rows with ties
 
 -- :name rows
 -- The same for enrollment rows: every contribution that is there, what is wrong with the row itself, and what no fact can vouch for:
@@ -40,7 +40,7 @@ from enrollment e
 left join lateral (select x.source, x.contribution from jsonb_each(case jsonb_typeof(e.sources) when 'object' then e.sources else '{}' end) x(source, contribution)
                    where %(methods)s::text[] is null or x.source = any(%(methods)s::text[]) offset 0) k on true
 where (e.course_id, e.user_id) >= (%(from_first)s::uuid, %(from_second)s::uuid) and (e.course_id, e.user_id) <= (%(to_first)s::uuid, %(to_second)s::uuid)
-order by e.course_id, e.user_id fetch first %(n)s rows with ties
+order by e.course_id, e.user_id fetch first (%(n)s) rows with ties
 
 -- :name differences
 -- Of these contributions, each named by course, user and source, the ones that are not what the facts say. One snapshot for row and facts.

@@ -16,6 +16,7 @@ from sync_worker.database import arrays
 from sync_worker.database.sessions import Session, apply_session, relay_session
 from sync_worker.enrollment.apply import SQL as ENROLLMENT
 from sync_worker.enrollment.breaker import SQL as BREAKER
+from sync_worker.enrollment.reconcile import SQL as RECONCILE
 from sync_worker.intake.positions import SQL as INTAKE
 from sync_worker.outbox.windows import SQL as OUTBOX
 
@@ -27,9 +28,13 @@ HOT = [
     *(("breaker", name) for name in (
         "hold_lock", "hold_mark", "removals_count", "removals_window", "release_people", "release_lock", "release_unmark",
     )),
+    *(("reconcile", name) for name in (
+        "members", "sources", "rows", "differences", "malformed", "strip", "hand_made_clear", "versions_behind",
+        "lock_memberships", "lock_sources", "source_facts", "unlock_sources",
+    )),
     *(("intake", name) for name in ("positions_lock", "positions_move", "positions")),
 ]  # fmt: skip
-STATEMENTS = {"enrollment": ENROLLMENT, "breaker": BREAKER, "intake": INTAKE, "outbox": OUTBOX}
+STATEMENTS = {"enrollment": ENROLLMENT, "breaker": BREAKER, "reconcile": RECONCILE, "intake": INTAKE, "outbox": OUTBOX}
 TYPES = {
     "segment": "uuid",
     "course": "uuid",
@@ -113,8 +118,9 @@ def test_a_hot_statement_looks_up_in_grown_tables(
     assert_look_ups(plan_of(session, STATEMENTS[room][name]))
 
 
-def test_the_rule_is_inlined(session: Session) -> None:
-    text = json.dumps(plan_of(session, ENROLLMENT["converge"]))
+@pytest.mark.parametrize(("room", "name"), [("enrollment", "converge"), ("reconcile", "differences")])
+def test_the_rule_is_inlined(session: Session, room: str, name: str) -> None:
+    text = json.dumps(plan_of(session, STATEMENTS[room][name]))
     assert "active_delta" in text
     assert "rule(" not in text
 

@@ -9,17 +9,15 @@ from uuid import UUID
 
 import pytest
 
-from sync_worker.database.sessions import apply_session
 from sync_worker.enrollment.reconcile import Difference, Key, Kind, Scope
 from sync_worker.enrollment.repair import Said, restore
 from sync_worker.operations.reconciling import Reconciliation
 from sync_worker.operations.tally import Finding
 from tests.model.events import HandEdit
-from tests.model.model import Model
 from tests.support.check import assert_changes_are_a_chain, assert_rows_equal_model
 from tests.support.engine import Engine
 from tests.support.facts import member, method, new_id, source, suspension
-from tests.support.sessions import chain_in_outbox
+from tests.support.sessions import chain_in_outbox, model_of
 from tests.support.site import Site, wait_for
 
 
@@ -85,18 +83,29 @@ def test_a_row_that_was_made_anew_below_the_published_version_is_reported(site: 
     engine.apply([source(course := new_id(), user := new_id(), 1)])
     key = Key(UUID(course).bytes, UUID(user).bytes, "manual")
     said = Said(7, {"manual": {"kind": "OTHER", "status": "ACTIVE", "role": "teacher", "member": True}}, (), False)
-    session = apply_session(site.database_url, "test")
-    try:
-        from sync_worker.database import arrays  # noqa: PLC0415
-
-        arrays.register(session)
-        with session.transaction():
-            done = restore(session, [Difference(Kind.ROW_GONE, key)], {key.person: said})
-    finally:
-        session.close()
+    with engine.session.transaction():
+        done = restore(engine.session, [Difference(Kind.ROW_GONE, key)], {key.person: said})
     assert [(each.kind, each.key.source) for each in done.found] == [(Kind.VERSION_WENT_BACK, "")]
     assert not done.repaired
     assert [row["version"] for row in engine.enrollments().values()] == [1]
+
+
+@pytest.mark.parametrize("commit", [1, 2])
+def test_rows_that_are_gone_are_not_forgotten_when_a_run_is_killed(site: Site, engine: Engine, commit: int) -> None:
+    """Killed with the step that missed them, and with the one that puts them back."""
+    enabled = method(new_id(), new_id())
+    engine.apply([enabled])
+    engine.apply([member(enabled.segment_id, new_id(), 1) for _ in range(20)])
+    before = engine.enrollments()
+    engine.lms.execute("delete from enrollment")
+    site.environment["SYNC_WORKER_TEST_FAILPOINTS"] = f"reconcile_before_commit=exit@{commit}"
+    assert site.command("reconcile").returncode == 137
+    del site.environment["SYNC_WORKER_TEST_FAILPOINTS"]
+    done = site.command("reconcile", "--json")
+    assert done.returncode == 0, done.stderr
+    *_, summary = map(json.loads, done.stdout.splitlines())
+    assert (summary["resumed"], summary["repaired"]) == (True, {"row_gone": 20})
+    assert engine.enrollments() == before
 
 
 def test_rows_whose_events_are_long_published_are_found_again_on_the_topic(site: Site) -> None:
@@ -122,9 +131,8 @@ def test_rows_whose_events_are_long_published_are_found_again_on_the_topic(site:
     assert (summary["found"], summary["repaired"], summary["events"]) == ({"row_gone": 30}, {"row_gone": 30}, 0)
     assert site.enrollments() == before
 
-    model = Model()
-    model.play([[enabled], joins, leaves, again])
     last = [member(enabled.segment_id, people[0], 4, is_member=False)]
+    model = model_of([enabled], joins, leaves, again)
     model.apply_batch(last)
     site.produce(last)
     site.wait_settled()
