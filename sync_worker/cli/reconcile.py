@@ -31,7 +31,7 @@ def reconcile(
     method: Annotated[UUID | None, typer.Option(help="Only this method.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report; 3 if there is anything to report.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew where a run was interrupted.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines, stable (docs/reconcile.md).")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines, stable (docs/reference/reconcile.md).")] = False,
 ) -> None:
     """Compare enrollments with what memberships, methods and other sources say, and repair what differs.
 

@@ -167,7 +167,7 @@ select count(*) from enrollment where course_id = any(%(firsts)s::uuid[])
 
 -- :name run_alone
 -- Held by the session; two runs of one scope would only be in one another's way.
-select pg_try_advisory_lock(7002, hashtext(%(scope)s))
+select pg_try_advisory_lock(7003, hashtext(%(scope)s))
 
 -- :name run_interrupted
 -- A run that can go on. After a day too much may have changed behind it.

@@ -1,7 +1,7 @@
 """A run of `reconcile`: all of a scope, in short steps, gentle on what goes on beside it (contract §5).
 
 A run that repairs can be killed anywhere and goes on there; one that is dry writes nothing, not even how far it came. Rows
-that are gone are put back as the topic last told them, so that their versions never go back (docs/reconcile.md).
+that are gone are put back as the topic last told them, so that their versions never go back (docs/reference/reconcile.md).
 """
 
 import time
