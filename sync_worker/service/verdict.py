@@ -51,7 +51,8 @@ def verdict(document: Mapping[str, Any], *, silent: Collection[Check] = (), unre
         return Verdict(State.STOPPED, "Stopped", f"No worker runs. {_left(document)}.")
     if holds := document.get("holds"):
         removals = sum(hold["held"] for hold in holds)
-        detail = f"{_count(removals, 'removal')} of {_count(len(holds), 'segment')} wait for a decision."
+        wait = "waits" if removals == 1 else "wait"
+        detail = f"{_count(removals, 'removal')} of {_count(len(holds), 'segment')} {wait} for a decision."
         return Verdict(State.HELD, "Removals held", detail + ("" if settled else f" {_left(document)}."))
     if settled:
         return Verdict(State.SETTLED, "Settled", "Every input is applied, and every change is published.")
