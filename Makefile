@@ -6,10 +6,10 @@ READY := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: fuzz help venv demo test check lint types imports bench clean lock
+.PHONY: fuzz help venv demo test check lint types imports bench clean lock screenshots
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(READY): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11"; exit 2; }
@@ -48,6 +48,9 @@ fuzz: $(READY) ## hostile bytes for framing, decoding and schemas (INPUTS=100000
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
 	  -r requirements/fuzz.txt || echo "no coverage-guided fuzzer for this Python: going on without"
 	$(BIN)/python -m tests.fuzz $(if $(INPUTS),--inputs $(INPUTS)) $(ARGS)
+
+screenshots: $(READY) ## the page in each state, as pictures in docs/images
+	$(BIN)/python -m tests.support.screenshots
 
 lock: $(READY) ## renew requirements/dev.txt from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
