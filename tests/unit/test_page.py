@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import zipfile
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -212,6 +213,23 @@ def test_recent_changes_that_cannot_be_read_leave_the_last_ones(
     monkeypatch.setattr(watched.observer, "_read_recent", failing)
     watched.observe_at(10)
     assert watched.observer.look().recent == ([{"n": 1}], said)
+
+
+def test_an_observer_that_meets_a_defect_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    observer = Observer(StatusDocument(lambda: {"no": "status"}, Redactor()), list, Redactor())
+    observed = threading.Semaphore(0)
+    real = observer.observe
+
+    def counted() -> None:
+        observed.release()
+        real()
+
+    monkeypatch.setattr(observer, "observe", counted)
+    observer.start()
+    assert observed.acquire(timeout=10)
+    observer.look()  # somebody begins to watch: it looks again at once
+    assert observed.acquire(timeout=10)
+    observer.close()
 
 
 def test_the_wheel_holds_the_page(tmp_path: Path) -> None:

@@ -99,7 +99,11 @@ class Observer:
         while not self._closing.is_set():
             self._wanted.clear()
             started = self._clock()
-            self.observe()
+            try:
+                self.observe()
+            except Exception:
+                # A defect, and none of the worker's business: the page says how old its numbers are.
+                log.error("observer_failed", exc_info=True)
             now = self._clock()
             every_s = WATCHED_EVERY_S if self._watched(now) else EVERY_S
             # Somebody who begins to watch wakes us up, or would look at what is five seconds old.
