@@ -22,6 +22,8 @@ from sync_worker.events import RecordName
 from sync_worker.operations.topics import create_topics
 from sync_worker.schema.store import load_schemas
 from sync_worker.settings import Settings
+from tests.support.kafka import read_all
+from tests.support.site import wait_for
 
 ROOT = Path(__file__).parents[2]
 SEGMENT, USER, COURSE = (str(uuid4()) for _ in range(3))
@@ -200,6 +202,29 @@ def test_progress_is_shown_on_a_terminal(commands: Commands, tmp_path: Path) -> 
     assert b"20 published" in shown
 
 
+def test_a_killed_run_goes_on_where_it_was_and_sends_the_same_again(commands: Commands, tmp_path: Path) -> None:
+    file, progress, hold = tmp_path / "events.jsonl", tmp_path / "progress", tmp_path / "hold"
+    file.write_text("".join(json.dumps({**ADDED, "user_id": str(uuid4())}) + "\n" for _ in range(12_000)))
+    hold.touch()
+    commands.environment["SYNC_WORKER_TEST_FAILPOINTS"] = f"bookmark_moved=hold:{hold}"
+    process = commands.start("publish", str(file), "--progress", str(progress))
+    try:
+        wait_for(Path(f"{hold}.reached").exists, what="the first mark")
+    finally:
+        process.kill()
+        process.communicate()
+    del commands.environment["SYNC_WORKER_TEST_FAILPOINTS"]
+    done = json.loads(progress.read_text())["lines"]
+    assert 0 < done < 12_000
+    assert commands.run("publish", str(file), "--progress", str(progress)).stderr == f"{12_000 - done} published\n"
+    assert not progress.exists()
+    by_key: dict[bytes | None, set[bytes | None]] = {}
+    for record in read_all(commands.settings.kafka_bootstrap_servers, commands.settings.membership_topic):
+        by_key.setdefault(record.key, set()).add(record.value)
+    assert len(by_key) == 12_000
+    assert all(len(values) == 1 for values in by_key.values())
+
+
 def test_a_line_without_a_topic_to_go_to_makes_none(commands: Commands) -> None:
     commands.environment["SYNC_WORKER_MEMBERSHIP_TOPIC"] = missing = f"missing-{uuid4().hex}"
     done = commands.run("publish", lines=json.dumps(ADDED))
@@ -269,7 +294,7 @@ def test_tail_names_what_it_cannot_read_and_goes_on(commands: Commands) -> None:
     assert done.returncode == 1
     assert [json.loads(line)["version"] for line in done.stdout.splitlines()] == [2]
     for offset in (0, 1, 2, 3, 5):
-        assert f"\n{topic}[1] offset {offset}: " in done.stderr
+        assert f"\n{topic}[1] offset {offset}: " in f"\n{done.stderr}"
     assert "Traceback" not in done.stderr
 
 
