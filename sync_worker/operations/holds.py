@@ -3,8 +3,6 @@
 Releasing begins with one short transaction; what follows goes in the steps that workers take too, so it may be left at any time.
 """
 
-import getpass
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from sync_worker.enrollment import breaker, release
 from sync_worker.enrollment.breaker import Hold
 from sync_worker.enrollment.release import Release
 from sync_worker.errors import FatalError
+from sync_worker.operations.operator import operator
 from sync_worker.settings import Settings
 
 # While another worker takes the steps, how often to look.
@@ -29,11 +28,6 @@ class Progress:
 
     done: int
     total: int
-
-
-def operator() -> str:
-    """Who is at the command, for the record: user@host."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 class Holds:

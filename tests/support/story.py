@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _FENCE = re.compile(r"^```(?P<language>[\w-]*)(?P<rest>.*)$")
+_STYLE = re.compile("\x1b\\[[0-9;]*m")
 COLUMNS = 150
 
 
@@ -111,7 +112,8 @@ def run_on_a_terminal(command: str, folder: Path, environment: Mapping[str, str]
     attributes = termios.tcgetattr(theirs)
     attributes[1] &= ~termios.OPOST  # no carriage returns
     termios.tcsetattr(theirs, termios.TCSANOW, attributes)
-    shown = {**environment, "COLUMNS": str(COLUMNS), "TERM": "dumb", "NO_COLOR": "1"}
+    # A terminal without abilities would be taken to be 80 columns wide.
+    shown = {**environment, "COLUMNS": str(COLUMNS), "TERM": "xterm", "NO_COLOR": "1"}
     output = b""
     with subprocess.Popen(
         ["bash", "-c", command], cwd=folder, env=shown, stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.PIPE
@@ -128,7 +130,7 @@ def run_on_a_terminal(command: str, folder: Path, environment: Mapping[str, str]
                 output += part
         os.close(ours)
         reader.join()
-    text = output.decode("utf-8", "replace") + said[0].decode("utf-8", "replace")
+    text = _STYLE.sub("", output.decode("utf-8", "replace")) + said[0].decode("utf-8", "replace")
     return [line.rstrip() for line in text.splitlines()]
 
 
