@@ -16,6 +16,7 @@ from sync_worker.errors import RetryableError, SettingsError
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     ("migrate",), ("run",), ("publish",), ("tail",), ("status",), ("topics",), ("topics", "create"), ("erase",),
+    ("dlq",), ("dlq", "list"), ("dlq", "show"), ("dlq", "replay"), ("members",), ("members", "import"),
     ("versions",), ("versions", "show"), ("versions", "find"), ("versions", "lower"),
 )  # fmt: skip
 
