@@ -10,6 +10,7 @@ import typer
 
 from sync_worker.cli.console import ERROR, FOUND, print_json, print_table, say, settings_for, warn
 from sync_worker.cli.progress import progress_bar
+from sync_worker.errors import RetryableError
 from sync_worker.events import text_of
 
 if TYPE_CHECKING:
@@ -55,8 +56,12 @@ def reconcile(
     with closing(Reconciliation(settings, scope, dry_run=dry_run, restart=restart)) as run:
         if run.resumed is not None:
             warn(f"going on where a run stopped at {run.resumed.isoformat(timespec='seconds')}; --restart begins anew")
-        with progress_bar("reconciling", run.total()) as bar:
-            counts = run.run(report, bar.reach)
+        try:
+            with progress_bar("reconciling", run.total()) as bar:
+                counts = run.run(report, bar.reach)
+        except RetryableError as error:
+            again = "run it again" if dry_run else "run it again, it goes on where it stopped"
+            raise RetryableError(f"{error}; {again}") from error
     if as_json:
         ids = {"course_id": course, "segment_id": segment, "method_id": method}
         print_json(_summary(run, counts, ids, dry_run=dry_run, seconds=time.monotonic() - started))

@@ -281,6 +281,4 @@ class Reconciliation:
                 time.sleep(_WAIT_S)
             except DataRejected as error:
                 raise FatalError(f"{where}: {error}; nothing of this step was changed") from error
-        raise Contention(
-            f"{where}: the locks were not to be had in {_ATTEMPTS} attempts; run it again, it goes on there"
-        )
+        raise Contention(f"{where}: the locks were not to be had in {_ATTEMPTS} attempts")

@@ -228,6 +228,25 @@ def test_a_method_that_nothing_is_known_of_is_reported_and_its_people_stay(site:
     assert reconcile(site)[0] == set()
 
 
+def test_what_no_event_could_say_is_set_right_and_never_reaches_the_outbox(site: Site, engine: Engine) -> None:
+    """Also where its membership is held, and the rule asks it whether it was a member's."""
+    enabled = method(new_id(), new_id(), group_id=new_id())
+    engine.apply([enabled])
+    engine.apply([member(enabled.segment_id, user := new_id(), 1)])
+    engine.apply([member(enabled.segment_id, held := new_id(), 1), source(enabled.course_id, held, 1)])
+    before = seen(engine)
+    engine.lms.execute("update membership set is_member = false, hold = 1 where user_id = %s", (held,))
+    engine.lms.execute(
+        """update enrollment set sources = replace(sources::text, '"member": true', '"member": "maybe"')::jsonb"""
+    )
+    found, counts = reconcile(site)
+    assert {each[0] for each in found} == {"different", "unwanted"}  # no fact knows any more what was held
+    assert counts.left == 0
+    assert engine.enrollments()[enabled.course_id, user] == before[0][enabled.course_id, user] | {"version": 2}
+    assert list(engine.enrollments()[enabled.course_id, held]["sources"]) == ["manual"]
+    engine.changes()  # the relay reads and encodes all of them
+
+
 def test_a_row_that_cannot_be_read_is_reported_and_left_alone(site: Site, engine: Engine) -> None:
     engine.apply([source(course := new_id(), user := new_id(), 1)])
     engine.lms.execute("""update enrollment set sources = '["manual"]'""")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from sync_worker.enrollment.reconcile import Scope
 from sync_worker.operations.reconciling import Reconciliation
 from tests.support.engine import Engine
 from tests.support.facts import member, method, new_id, source
-from tests.support.site import Site
+from tests.support.site import Site, wait_for
 
 MEMBERS = 2500  # several steps of the command
 
@@ -157,3 +160,26 @@ def test_a_killed_run_begins_anew_when_told_to_or_after_a_day(site: Site, engine
         _, summary = json_of(site, *(["--restart"] if forget == "told" else []), exit_code=0)
         assert not summary["resumed"]
         assert summary["left"] == 0
+
+
+def test_a_run_whose_database_goes_away_says_so_and_the_next_one_goes_on(
+    site: Site, engine: Engine, tmp_path: Path
+) -> None:
+    before = damaged(engine)
+    hold = tmp_path / "hold"
+    hold.touch()
+    environment = site.environment | {"SYNC_WORKER_TEST_FAILPOINTS": f"reconcile_before_commit=hold:{hold}@2"}
+    command = [sys.executable, "-m", "sync_worker", "reconcile"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as run:
+        wait_for(Path(f"{hold}.reached").exists, what="the second commit")
+        cut = site.query(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'sync-worker reconcile'"
+        )
+        hold.unlink()
+        _, words = run.communicate(timeout=60)
+    assert len(cut) == 1
+    assert run.returncode == 1
+    assert "run it again, it goes on where it stopped" in words
+    _, summary = json_of(site, exit_code=0)
+    assert (summary["resumed"], summary["left"]) == (True, 0)
+    assert without_versions(engine.enrollments()) == without_versions(before)

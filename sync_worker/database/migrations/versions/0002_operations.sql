@@ -13,7 +13,7 @@ create index membership_hold on membership (segment_id, user_id) where hold is n
 -- May the rule treat this user as a member still? `now`: the present contribution, or null. A leftover of an earlier removal
 -- (member = false) is no membership that could stay.
 create function stands_as_member(is_member bool, hold bigint, now jsonb) returns bool language sql immutable parallel safe
-return coalesce(is_member, false) or (hold is not null and coalesce((now->>'member')::bool, false));
+return coalesce(is_member, false) or (hold is not null and coalesce(now->'member' = 'true', false));
 
 -- How many members each segment lost by removals that occurred in this minute, less those who came back.
 create table removal_count (
