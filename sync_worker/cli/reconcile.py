@@ -44,13 +44,17 @@ def reconcile(
     from sync_worker.operations.reconciling import Reconciliation  # noqa: PLC0415 - as above
 
     started = time.monotonic()
-    findings: list[Finding] = []
+    shown: list[Finding] = []
+    more = 0
 
     def report(finding: "Finding") -> None:
+        nonlocal more
         if as_json:
             print_json({"type": "difference", **_document(finding)})
-        elif len(findings) < _SHOWN:
-            findings.append(finding)
+        elif len(shown) < _SHOWN:
+            shown.append(finding)
+        else:
+            more += 1
 
     scope = Scope(course, segment, method)
     with closing(Reconciliation(settings, scope, dry_run=dry_run, restart=restart)) as run:
@@ -66,7 +70,7 @@ def reconcile(
         ids = {"course_id": course, "segment_id": segment, "method_id": method}
         print_json(_summary(run, counts, ids, dry_run=dry_run, seconds=time.monotonic() - started))
     else:
-        _show(findings, counts, dry_run=dry_run)
+        _show(shown, more, counts)
     if dry_run and counts.left:
         raise typer.Exit(FOUND)
     if counts.left:
@@ -108,18 +112,12 @@ def _summary(
     }
 
 
-def _show(findings: list["Finding"], counts: "Counts", *, dry_run: bool) -> None:
-    if findings:
-        rows = [_document(finding) for finding in findings]
-        columns = ("kind", "course_id", "user_id", "source", "is", "should_be")
-        states = {None: None, True: "repaired", False: "still there"}
-        print_table(
-            "Differences",
-            (*columns, "") if dry_run else (*columns, "now"),
-            [(*(_shown(row[column]) for column in columns), states[row["repaired"]]) for row in rows],
-        )
-    if counts.found.total() > len(findings):
-        say(f"and {counts.found.total() - len(findings)} more; --json lists each")
+def _show(shown: list["Finding"], more: int, counts: "Counts") -> None:
+    # Lines, not a table: a terminal would cut the ids short.
+    for finding in shown:
+        say(_line(finding))
+    if more:
+        say(f"and {more} more; --json lists each")
     print_table(
         "Compared",
         ("what", "number"),
@@ -137,7 +135,20 @@ def _show(findings: list["Finding"], counts: "Counts", *, dry_run: bool) -> None
         say("everything is as the facts say")
 
 
-def _shown(value: object) -> object:
-    if isinstance(value, Mapping):
-        return " ".join(f"{name}={part}" for name, part in sorted(value.items()))
-    return value
+def _line(finding: "Finding") -> str:
+    row = _document(finding)
+    where = f"{row['kind']}: user {row['user_id']} in course {row['course_id']}"
+    if row["source"] is not None:
+        where += f" by {row['source']}: {_shown(row['is'])}, should be {_shown(row['should_be'])}"
+    return where + {None: "", True: "; repaired", False: "; still there"}[finding.repaired]
+
+
+def _shown(contribution: Any) -> str:
+    if contribution is None:
+        return "nothing"
+    if isinstance(contribution, Mapping):
+        return " ".join(
+            f"{name}={str(part).lower() if isinstance(part, bool) else part}"
+            for name, part in sorted(contribution.items())
+        )
+    return str(contribution)
