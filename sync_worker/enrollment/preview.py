@@ -43,7 +43,7 @@ class State:
     sources: Sequence[dict[str, Any]]
 
 
-_ABSENT = State("ABSENT", (), (), False, ())
+_ABSENT = State("ABSENT", [], [], False, [])
 
 
 @dataclass(frozen=True, slots=True)

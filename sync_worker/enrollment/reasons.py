@@ -130,11 +130,13 @@ def time_words(time: datetime) -> str:
 
 
 def _enrolling(found: Explanation) -> Iterator[str]:
-    sources = found.row.sources if found.row is not None else {}
-    labels = {each.method.method_id: label_of(each.method) for each in found.methods}
-    for source, given in sources.items():
-        if given["kind"] != "SEGMENT_GROUP" and given["status"] == "ACTIVE":
-            yield labels.get(source, source)
+    """The labels of what enrolls and is active, in the order in which sources are told."""
+    given = [(label_of(each.method), each.now) for each in found.methods]
+    given += [(each.source, each.now) for each in found.sources]
+    given += found.orphans.items()
+    for label, now in given:
+        if now is not None and now["kind"] != "SEGMENT_GROUP" and now["status"] == "ACTIVE":
+            yield label
 
 
 def _state(method: MethodFacts) -> str:

@@ -277,15 +277,17 @@ def batched_histories(draw: st.DrawFn, max_moves: int = 40) -> list[Batch]:
 
 @dataclass(frozen=True, slots=True)
 class BeforeMethod:
-    """A history, and what comes next: `begun`, an event of a method that is applied in steps and not all of them yet, if any;
-    then `event`, of the same method."""
+    """A history, and what comes next: `leaving`, people who leave segments; `begun`, an event of a method that is applied in steps
+    and not all of them yet, if any; then `event`, of the same method."""
 
     batches: list[Batch]
+    leaving: list[Batch]
     begun: MethodChanged | None
     event: MethodChanged
 
 
-_crowds = st.sets(st.sampled_from([(segment, user) for segment in SEGMENTS for user in USERS]), min_size=3).map(
+_PLACES = [(segment, user) for segment in SEGMENTS for user in USERS]
+_crowds = st.sets(st.sampled_from(_PLACES), min_size=3).map(
     lambda pairs: [Move(MembershipChanged("", 0, segment, user, 1, True)) for segment, user in sorted(pairs)]
 )
 
@@ -309,18 +311,23 @@ def histories_before_a_method_event(draw: st.DrawFn, max_moves: int = 30) -> Bef
     for move in [*draw(_openings), *draw(_crowds), *draw(_lists_of(_moves, max_moves))]:
         teller.tell(move)
     batches = draw(batchings(teller.steps))
+    joined = len(teller.steps)
+    for segment, user in sorted(draw(st.sets(st.sampled_from(_PLACES), max_size=4))):
+        teller.tell(Move(MembershipChanged("", 0, segment, user, 1, False)))
+    leaving: list[Batch] = [[step] for step in teller.steps[joined:] if not isinstance(step, HandEdit)]
     number = draw(_method_numbers)
 
     def tell_one(order: Order, flaw: dict[str, Any]) -> MethodChanged:
         newest = teller.newest.get(entity_of(METHODS[number]))
         method = newest if isinstance(newest, MethodChanged) else METHODS[number]
-        teller.tell(MethodMove(number, draw(_turned(method)), order, draw(_gaps), flaw))
+        renamed = st.just({"name": f"{method.name[:200]}'"})
+        teller.tell(MethodMove(number, draw(st.one_of(_turned(method), renamed)), order, draw(_gaps), flaw))
         told = teller.steps[-1]
         assert isinstance(told, MethodChanged)
         return told
 
     begun = tell_one("next", {}) if draw(st.integers(0, 2)) == 2 else None
-    return BeforeMethod(batches, begun, tell_one(draw(_orders), draw(_sometimes_flawed)))
+    return BeforeMethod(batches, leaving, begun, tell_one(draw(_orders), draw(_sometimes_flawed)))
 
 
 @st.composite
