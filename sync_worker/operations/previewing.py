@@ -24,7 +24,7 @@ SAMPLE: Final = 5
 def read_method(settings: Settings, text: bytes) -> Method:
     """The event in a file. Raises InvalidLine as `publish` says it, SyncWorkerError for another record."""
     encoder = LineEncoder(load_schemas(settings.schema_dir), {RecordName.METHOD_CHANGED: settings.methods_topic})
-    event: Event = encoder.event_of(text.removeprefix(b"\xef\xbb\xbf"))
+    event: Event = encoder.event_of(text.removeprefix(b"\xef\xbb\xbf"), RecordName.METHOD_CHANGED)
     if not isinstance(event, Method):
         raise SyncWorkerError(f"type: preview takes an {RecordName.METHOD_CHANGED}, nothing else")
     return event

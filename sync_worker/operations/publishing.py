@@ -92,10 +92,13 @@ class LineEncoder:
         datum = self._filled(name, fields)
         return self._publication(name, topic, self._event(name, datum, traceparent), datum)
 
-    def event_of(self, line: str | bytes) -> Event:
-        """What a line says, with what it leaves out filled in, for whoever doesn't publish it. Raises InvalidLine."""
+    def event_of(self, line: str | bytes, default: RecordName | None = None) -> Event:
+        """What a line says, with what it leaves out filled in, for whoever doesn't publish it. Raises InvalidLine.
+
+        default: the record of a line without a type.
+        """
         fields = _parsed(line)
-        name = _record_name(fields.pop("type", None))
+        name = _record_name(fields.pop("type", default))
         traceparent = _traceparent(fields.pop("traceparent", None))
         return self._event(name, self._filled(name, fields), traceparent)
 
