@@ -159,10 +159,8 @@ class Reconciliation:
         else:
             self._tell(report, [Finding(each, False) for each in seen.differences if each.kind not in REPAIRABLE])
             self._repair([each for each in seen.differences if each.kind in REPAIRABLE], place, where, report)
-            if not self._gone:
-                self._place = place
-                if time.monotonic() - self._saved_at > SAVE_EVERY_S:
-                    self._patiently(where, lambda: self._save(self.counts, place))
+            if not self._gone and time.monotonic() - self._saved_at > SAVE_EVERY_S:
+                self._patiently(where, lambda: self._save(self.counts, place))
         time.sleep((time.monotonic() - started) * PAUSE_PER_STEP)
         return seen.next
 
