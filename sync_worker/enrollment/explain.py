@@ -3,7 +3,7 @@
 What the facts come to is asked of the rule in SQL, never worked out here. Must never write; in words: reasons.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -120,7 +120,8 @@ class BySource:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """All of it. orphans: contributions that no method and no source of ours stands behind."""
+    """All of it. orphans: contributions that no method of the course and no other source stands behind, which only damage leaves;
+    elsewhere: those of them that are methods of other courses."""
 
     course_known: bool
     user_known: bool
@@ -128,6 +129,7 @@ class Explanation:
     methods: Sequence[ByMethod]
     sources: Sequence[BySource]
     orphans: Mapping[str, Contribution]
+    elsewhere: Collection[str]
 
 
 def explain(session: Session, course: UUID, user: UUID) -> Explanation:
@@ -141,7 +143,10 @@ def explain(session: Session, course: UUID, user: UUID) -> Explanation:
     course_known, user_known = known or (False, False)
     behind = {each.method.method_id for each in methods} | {each.source for each in sources}
     orphans = {} if row is None else {source: each for source, each in row.sources.items() if source not in behind}
-    return Explanation(course_known, user_known, row, methods, sources, orphans)
+    elsewhere = session.execute(SQL["methods_elsewhere"], {"sources": list(orphans)}).fetchall() if orphans else ()
+    return Explanation(
+        course_known, user_known, row, methods, sources, orphans, {method_id for (method_id,) in elsewhere}
+    )
 
 
 def _by_method(columns: Sequence[Any]) -> ByMethod:

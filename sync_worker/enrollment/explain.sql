@@ -30,6 +30,10 @@ full join (select key as source, value as now from enrollment e, jsonb_each(e.so
            where e.course_id = %(course)s and e.user_id = %(user)s and value->>'kind' = 'OTHER') c using (source)
 order by source collate "C"
 
+-- :name methods_elsewhere
+-- Which of these are methods, if not of this course. Asked only where a row is damaged.
+select method_id::text from method where method_id::text = any(%(sources)s)
+
 -- :name heard_of
 -- Of the course: anything at all. Of the user: an enrollment anywhere, or a membership of a segment that some method uses.
 select exists (select from method where course_id = %(course)s)

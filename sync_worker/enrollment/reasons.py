@@ -21,8 +21,8 @@ from sync_worker.enrollment.explain import (
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Why what is differs from what the facts say. by: `backfill` (on the way), `hold` (the breaker keeps it), or `reconcile`
-    (nothing is on the way: a repair is due)."""
+    """Why what is differs from what the facts say. by: `backfill` (on the way), `hold` (the breaker keeps it), `reconcile` (nothing
+    is on the way: a repair is due), or `unknown_method` (a repair has to wait for facts)."""
 
     by: str
     why: str
@@ -55,9 +55,9 @@ def of_source(by: BySource) -> str:
     return f"{by.source} said {by.status}{_said(by.fact)}"
 
 
-def of_orphan(source: str) -> str:
-    """The same for a contribution that nothing known stands behind."""
-    return f"nothing is known of {source}: it is no method of this course"
+def of_orphan(source: str, *, elsewhere: bool) -> str:
+    """The same for a contribution that nothing known stands behind. elsewhere: it is another course's method."""
+    return f"{source} is a method of another course" if elsewhere else f"nothing is known of a method {source}"
 
 
 def method_difference(by: ByMethod, course: str) -> Difference | None:
@@ -88,8 +88,15 @@ def source_difference(by: BySource, course: str) -> Difference | None:
     return _repair(f"{by.source}: the row has {contribution(by.now)}, the facts say {contribution(by.due)}", course)
 
 
-def orphan_difference(source: str, now: Contribution, course: str) -> Difference:
-    return _repair(f"{source}: the row has {contribution(now)}, and no fact is known behind it", course)
+def orphan_difference(source: str, now: Contribution, course: str, *, elsewhere: bool) -> Difference:
+    differs = f"{source}: the row has {contribution(now)}, and no fact is known behind it"
+    if elsewhere:
+        return _repair(differs, course)
+    return Difference(
+        "unknown_method",
+        f"{differs}; let the topic of methods be read again, or publish the method with deleted = true, and then "
+        f"`sync-worker reconcile --course {course}` repairs it",
+    )
 
 
 def summary(found: Explanation, course: str, user: str) -> str:

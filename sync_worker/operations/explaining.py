@@ -27,7 +27,10 @@ def document_of(found: Explanation, course: str, user: str) -> dict[str, Any]:
     sources = [
         *(_of_method(each, course) for each in found.methods),
         *(_of_source(each, course) for each in found.sources),
-        *(_of_orphan(source, given, course) for source, given in sorted(found.orphans.items())),
+        *(
+            _of_orphan(source, given, course, elsewhere=source in found.elsewhere)
+            for source, given in sorted(found.orphans.items())
+        ),
     ]
     return {
         "course_id": course,
@@ -113,9 +116,9 @@ def _of_source(by: BySource, course: str) -> dict[str, Any]:
     }
 
 
-def _of_orphan(source: str, now: Contribution, course: str) -> dict[str, Any]:
-    return _source(source, now["kind"], now, None, reasons.of_orphan(source)) | {
-        "differs": _difference(reasons.orphan_difference(source, now, course)),
+def _of_orphan(source: str, now: Contribution, course: str, *, elsewhere: bool) -> dict[str, Any]:
+    return _source(source, now["kind"], now, None, reasons.of_orphan(source, elsewhere=elsewhere)) | {
+        "differs": _difference(reasons.orphan_difference(source, now, course, elsewhere=elsewhere)),
     }
 
 

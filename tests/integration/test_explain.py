@@ -54,7 +54,7 @@ def m7(version: int = 1, **fields: Any) -> MethodChanged:
     return method(S, C, **{**base, **fields})
 
 
-METHOD = new_id()
+METHOD, ELSEWHERE = new_id(), new_id()
 _JOINED, _LEFT = member(S, U, 3), member(S, U, 4, is_member=False)
 _SINCE = "2026-01-01T00:00:00Z"
 _MEMBER = f"member of s2 since {_SINCE} (version 3)"
@@ -251,16 +251,16 @@ def test_a_held_removal_of_somebody_who_had_nothing_is_no_difference(
             "self: the row has ACTIVE, the facts say nothing",
         ),
         (
-            """sources || '{"00000000-0000-0000-0000-000000000001": {"kind": "SEGMENT_SYNC", "status": "ACTIVE", "member": true}}'""",
-            "00000000-0000-0000-0000-000000000001: the row has ACTIVE, and no fact is known behind it",
+            f"""sources || '{{"{ELSEWHERE}": {{"kind": "SEGMENT_SYNC", "status": "ACTIVE", "member": true}}}}'""",
+            f"{ELSEWHERE}: the row has ACTIVE, and no fact is known behind it",
         ),
     ],
-    ids=["contribution gone", "wrong role", "source gone", "a source too many", "a method nobody knows"],
+    ids=["contribution gone", "wrong role", "source gone", "a source too many", "another course's method"],
 )
 def test_a_row_that_is_not_what_the_facts_say_is_told_with_the_cure(
     explained: Callable[..., dict[str, Any]], engine: Engine, damage: str, words: str
 ) -> None:
-    explained([m7()], [_JOINED], [source(C, U, 1)])
+    explained([m7()], [_JOINED], [source(C, U, 1)], [method(S, new_id(), method_id=ELSEWHERE, active=False)])
     engine.lms.execute(f"update enrollment set sources = {damage}")
     document = explained()
     (differs,) = [each["differs"] for each in document["sources"] if each["differs"]]
@@ -268,6 +268,17 @@ def test_a_row_that_is_not_what_the_facts_say_is_told_with_the_cure(
     assert differs["by"] == "reconcile"
     assert words in differs["why"]
     assert differs["why"].endswith(f"nothing is on the way: `sync-worker reconcile --course {C}` repairs it")
+
+
+def test_a_contribution_of_a_method_that_nobody_knows_is_told_to_wait_for_facts(
+    explained: Callable[..., dict[str, Any]], engine: Engine
+) -> None:
+    explained([m7()], [_JOINED])
+    engine.lms.execute("delete from method")
+    (orphan,) = explained()["sources"]
+    assert orphan["why"] == f"nothing is known of a method {METHOD}"
+    assert orphan["differs"]["by"] == "unknown_method"
+    assert "let the topic of methods be read again" in orphan["differs"]["why"]
 
 
 @settings(max_examples=40, suppress_health_check=_FIXTURE)

@@ -88,7 +88,8 @@ def _said(document: dict[str, Any]) -> dict[str, tuple[str, Any, Any]]:
     return people
 
 
-@settings(max_examples=200, suppress_health_check=_FIXTURE)
+@pytest.mark.timeout(900)
+@settings(max_examples=120, suppress_health_check=_FIXTURE)
 @given(
     before=histories_before_a_method_event(),
     held=st.sets(st.sampled_from(SEGMENTS[:2])),

@@ -16,6 +16,7 @@ from sync_worker.errors import RetryableError, SettingsError
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     ("migrate",), ("run",), ("publish",), ("tail",), ("status",), ("topics",), ("topics", "create"), ("erase",),
+    ("explain",), ("preview",),
     ("dlq",), ("dlq", "list"), ("dlq", "show"), ("dlq", "replay"), ("members",), ("members", "import"),
     ("versions",), ("versions", "show"), ("versions", "find"), ("versions", "lower"),
 )  # fmt: skip
@@ -97,6 +98,8 @@ def test_the_version_is_shown(tmp_path: Path) -> None:
         ("tail", "--no-such-option"),
         ("publish", "one", "two"),
         ("publish", "no-such-file.jsonl"),
+        ("preview", "no-such-file.json"),
+        ("explain", "nonsense", "nonsense"),
     ],
     ids=" ".join,
 )
