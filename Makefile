@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: fuzz help venv demo test check lint types imports bench clean lock screenshots
+.PHONY: failpoints fuzz help venv demo test check lint types imports bench clean lock screenshots
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ fuzz: $(READY) ## hostile bytes for framing, decoding and schemas (INPUTS=100000
 
 screenshots: $(READY) ## the page in each state, as pictures in docs/images
 	$(BIN)/python -m tests.support.screenshots
+
+failpoints: $(READY) ## kill workers at every failpoint, alone and in pairs (TIMES=20 at each, at least)
+	$(BIN)/python -m tests.crash $(if $(TIMES),--times $(TIMES)) $(ARGS)
 
 lock: $(READY) ## renew requirements/dev.txt from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
