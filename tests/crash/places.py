@@ -37,7 +37,8 @@ PLACES: dict[str, How] = {
         ("adopt_read", "adopt_fenced", "adopt_planned", "adopt_before_commit", "adopt_committed", "adopt_finished"), How.COMMAND
     ),
     **dict.fromkeys(("reconcile_before_commit", "reconcile_after_commit"), How.COMMAND),
-    **dict.fromkeys(("bookmark_moved", "replacement_page", "replay_acknowledged", "republish_before_commit", "republish_after_commit"), How.COMMAND),
+    **dict.fromkeys(("republish_before_commit", "republish_after_commit"), How.COMMAND),
+    **dict.fromkeys(("bookmark_moved", "replacement_page", "replay_acknowledged"), How.COMMAND),
 }  # fmt: skip
 # Those that `run` reaches; the others are a command's.
 OF_WORKERS = tuple(name for name, how in PLACES.items() if how is not How.COMMAND)
