@@ -22,7 +22,7 @@ WATCHED_EVERY_S: Final = 2.0
 WATCHED_FOR_S: Final = 15.0
 # A document that is slow to read is read less often: at most a tenth of the time goes into it.
 _REST: Final = 9.0
-_CLOSE_S: Final = 2.0
+_CLOSE_S: Final = 0.5
 
 log = structlog.get_logger(__name__)
 
