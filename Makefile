@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: failpoints fuzz help venv demo test check lint types imports bench clean lock screenshots
+.PHONY: failpoints fuzz help venv demo test check lint types imports bench clean lock screenshots faults faults-report outage soak
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,19 @@ screenshots: $(READY) ## the page in each state, as pictures in docs/images
 
 failpoints: $(READY) ## kill workers at every failpoint, alone and in pairs (TIMES=20 at each, at least)
 	$(BIN)/python -m tests.crash $(if $(TIMES),--times $(TIMES)) $(ARGS)
+
+faults: $(READY) ## try to make the worker lose, repeat or reorder (SEED=, or MINUTES=10 from where the ledger ends; WORKERS=)
+	$(BIN)/python -m tests.faults run $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) \
+	  $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
+
+faults-report: $(READY) ## the tables of docs/reliability.md from the ledger of the runs
+	$(BIN)/python -m tests.faults report
+
+outage: $(READY) ## a service away under full input (PART=database, broker or registry; MINUTES=10)
+	$(BIN)/python -m tests.faults outage $(or $(PART),database) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
+soak: $(READY) ## an hour at half rate with a fault every minute, and its plot in docs/images/soak.png (MINUTES=60)
+	$(BIN)/python -m tests.faults soak $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 lock: $(READY) ## renew requirements/dev.txt from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv

@@ -29,7 +29,7 @@ class Framer:
         if registry_url is not None:
             with SchemaRegistryClient({"url": registry_url}) as client:
                 slices = int(duration_s / SLICE_S) + 1
-                self._ids = {name: [_register(client, name, run, n) for n in range(slices)] for name in _RECORDS}
+                self._ids = {name: [register(client, name, run, n) for n in range(slices)] for name in _RECORDS}
 
     def encode(self, sending: Sending) -> bytes | None:
         content = sending.content
@@ -47,7 +47,7 @@ class Framer:
         )
 
 
-def _register(client: SchemaRegistryClient, name: str, run: str, number: int) -> int:
+def register(client: SchemaRegistryClient, name: str, run: str, number: int) -> int:
     """The record's schema under a subject of its own, with other words in it, so that its id is new."""
     raw: dict[str, Any] = json.loads((SCHEMAS / f"{name}.avsc").read_text("utf-8"))
     raw["doc"] = f"{raw.get('doc', '')} (run {run}, slice {number})"

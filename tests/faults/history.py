@@ -6,9 +6,9 @@ Collected by fastavro and psycopg alone. A history can be made by hand, which is
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from io import BytesIO
 from typing import Any
 
@@ -96,9 +96,14 @@ class History:
     unsettled: str = ""
 
 
-def change_of(record: KafkaRecord, *, confluent: bool = False) -> Change:
+def changes_of(records: Iterable[KafkaRecord], *, confluent: bool = False) -> list[Change]:
     """Raises AssertionError for bytes that are no EnrollmentChanged, which no reader could use."""
-    value = record.value or b""
+    return [Change(record, _read(record.value or b"", confluent=confluent)) for record in records]
+
+
+@lru_cache(maxsize=500_000)
+def _read(value: bytes, *, confluent: bool) -> dict[str, Any]:
+    """Each is read several times over, by several readers; so nobody may change what this gives."""
     if confluent:
         assert value[:1] == b"\0", value[:8]
         start = CONFLUENT_PREFIX_BYTES
@@ -109,16 +114,17 @@ def change_of(record: KafkaRecord, *, confluent: bool = False) -> Change:
     stream.seek(start)
     event: Any = fastavro.schemaless_reader(stream, _schema(), None)
     assert stream.tell() == len(value), "bytes after the datum"
-    return Change(record, event)
+    return event  # type: ignore[no-any-return]  # a record
 
 
 @cache
 def _schema() -> Any:
     """Without logical types: ids stay text, times numbers."""
-    return fastavro.parse_schema(_plain(json.loads((SCHEMAS / "EnrollmentChanged.avsc").read_text("utf-8"))))
+    return fastavro.parse_schema(plain(json.loads((SCHEMAS / "EnrollmentChanged.avsc").read_text("utf-8"))))
 
 
-def _plain(schema: Any) -> Any:
+def plain(schema: Any) -> Any:
+    """A schema without logical types."""
     if isinstance(schema, dict):
-        return {name: _plain(value) for name, value in schema.items() if name != "logicalType"}
-    return [_plain(item) for item in schema] if isinstance(schema, list) else schema
+        return {name: plain(value) for name, value in schema.items() if name != "logicalType"}
+    return [plain(item) for item in schema] if isinstance(schema, list) else schema

@@ -29,7 +29,7 @@ from tests.faults.collecting import read_inputs, read_leftovers, read_tables
 from tests.faults.editing import Editing
 from tests.faults.following import Follower
 from tests.faults.framing import Framer
-from tests.faults.history import Change, History, Leftovers, change_of
+from tests.faults.history import Change, History, Leftovers, changes_of
 from tests.faults.nemesis import Director, Entry, Scene
 from tests.faults.plan import Plan
 from tests.faults.publishing import Publishing
@@ -73,7 +73,9 @@ class Result:
 def run(arena: Arena, plan: Plan, directory: Path) -> Result:
     """Raises what went wrong with the harness itself; what went wrong with the workers is in the result."""
     began = time.monotonic()
-    directory.mkdir(parents=True, exist_ok=True)
+    if directory.exists():
+        shutil.rmtree(directory)  # of an earlier run of this seed
+    directory.mkdir(parents=True)
     (directory / "plan.json").write_text(json.dumps(plan.to_json(), indent=1), "utf-8")
     with _site(arena, plan, directory) as site:
         fleet = Fleet(site.environment, directory, clocks=plan.clocks)
@@ -181,8 +183,7 @@ class _Run:
         followed, followed_raw = (
             self._read(follower.stop(end)) for follower, end in zip(self.followers, (ends, raw_ends), strict=True)
         )
-        for worker in self.fleet.running:
-            worker.terminate(60)
+        self.fleet.terminate_all(60)
         seen = self.watcher.stop()
         return History(
             inputs=read_inputs(self.direct, self.topics, self.publishing.book),
@@ -202,7 +203,7 @@ class _Run:
         )
 
     def _read(self, records: list[KafkaRecord]) -> list[Change]:
-        return [change_of(record, confluent=self.plan.registry) for record in records]
+        return changes_of(records, confluent=self.plan.registry)
 
     def _leftovers(self) -> Leftovers:
         """A server notices that a client is gone a moment later: what is left then is left."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -15,9 +16,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -71,7 +74,12 @@ class Worker:
 
     def says(self, event: str) -> bool:
         """Whether its log has this event."""
-        return f'"event": "{event}"' in self.log_path.read_text("utf-8", "replace")
+        return bool(self.events(event))
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """The lines of its log with this event."""
+        lines = self.log_path.read_text("utf-8", "replace").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and f'"event": "{event}"' in line]
 
     def kill(self) -> None:
         self.told = "killed"
@@ -161,6 +169,13 @@ class Fleet:
         finally:
             if chosen is not None:
                 chosen.busy.release()
+
+    def terminate_all(self, timeout_s: float) -> None:
+        """SIGTERM to all at once, and wait for all."""
+        running = self.running
+        if running:
+            with ThreadPoolExecutor(len(running)) as pool:
+                list(pool.map(lambda worker: worker.terminate(timeout_s), running))
 
     def ends(self) -> list[End]:
         return [

@@ -16,8 +16,8 @@ from tests.model.model import Model
 
 Where = tuple[str, int, int]
 """Topic (its short name), partition, offset."""
-# Methods last: until then nobody is enrolled, and the model has little to do.
-_ORDER = {"membership": 0, "sources": 1, "methods": 2}
+# Methods first: while they change, nobody is there to whom the model would have to apply each change.
+_ORDER = {"methods": 0, "membership": 1, "sources": 2}
 
 
 @dataclass(slots=True)
