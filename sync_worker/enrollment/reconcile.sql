@@ -11,19 +11,22 @@ where (%(course)s::uuid is null or m.course_id = %(course)s) and (%(segment)s::u
 order by method_id
 
 -- :name members
--- The next memberships by key, with the contribution that each method of the segment may give. Removed ones are passed over row by row,
--- not skipped by a condition: a step must not read on through a million of them. `with ties`: a person's methods stay in one step.
-select s.segment_id, s.user_id, m.course_id, m.method_id::text, null, false, 0
+-- The next memberships by key, with each contribution that a method of the segment may give and that is not there; what is there, the
+-- rows are asked about. Removed members are passed over row by row, not skipped by a condition: a step must not read on through a
+-- million of them. `with ties`: a person's methods stay in one step.
+select s.segment_id, s.user_id, m.course_id, case when not coalesce(e.held, false) then m.method_id::text end, null, false, 0
 from membership s
 left join lateral (select m.course_id, m.method_id from method m where m.segment_id = s.segment_id and not m.deleted and s.is_member
                    and (%(methods)s::text[] is null or m.method_id::text = any(%(methods)s::text[])) offset 0) m on true
+left join lateral (select e.sources ? m.method_id::text as held from enrollment e where e.course_id = m.course_id and e.user_id = s.user_id offset 0) e on true
 where (s.segment_id, s.user_id) >= (%(from_first)s::uuid, %(from_second)s::uuid) and (s.segment_id, s.user_id) <= (%(to_first)s::uuid, %(to_second)s::uuid)
 order by s.segment_id, s.user_id fetch first (%(n)s) rows with ties
 
 -- :name sources
 -- The same for other sources: what their facts say should be there.
-select f.course_id, f.user_id, f.course_id, case when f.status <> 'ABSENT' then f.source end, null, false, 0
+select f.course_id, f.user_id, f.course_id, case when f.status <> 'ABSENT' and not coalesce(e.held, false) then f.source end, null, false, 0
 from source f
+left join lateral (select e.sources ? f.source as held from enrollment e where e.course_id = f.course_id and e.user_id = f.user_id offset 0) e on true
 where (f.course_id, f.user_id) >= (%(from_first)s::uuid, %(from_second)s::uuid) and (f.course_id, f.user_id) <= (%(to_first)s::uuid, %(to_second)s::uuid)
 order by f.course_id, f.user_id fetch first (%(n)s) rows with ties
 
