@@ -241,7 +241,7 @@ def test_a_file_that_publish_would_refuse_is_refused_in_its_words(site: Site) ->
     defaults = {
         key: value
         for key, value in json.loads(_json(opened)).items()
-        if key not in {"event_id", "occurred_at", "version"}
+        if key not in {"type", "event_id", "occurred_at", "version"}
     }
     done = site.command("preview", "-", "--json", stdin="\ufeff" + json.dumps(defaults))
     assert done.returncode == 0, done.stderr
