@@ -75,17 +75,24 @@ with erasing as (
 ), compared as (
   select s.*, l.lowest, l.rows = s.has - s.told and l.lowest = s.told + 1 and l.highest = s.has as covered,
          l.rows = s.has - l.lowest + 1 and l.highest = s.has as reaches,
-         case when enrolls(s.sources) then jsonb_build_array(s.sources, s.suspended, groups_of(s.sources, s.hand)) end as seen,
-         case when enrolls(s.told_sources) then jsonb_build_array(s.told_sources, s.told_suspended, groups_of(s.told_sources, s.told_hand)) end as told_seen,
-         case when enrolls(f.before_sources) then jsonb_build_array(f.before_sources, f.before_suspended, groups_of(f.before_sources, f.before_hand)) end
-           as before_seen
+         -- Is the same to be seen? Groups, the dearest part, are made only where all else is the same.
+         case when enrolls(s.sources) <> enrolls(s.told_sources) then false
+              when not enrolls(s.sources) then true
+              when s.sources <> s.told_sources or s.suspended <> s.told_suspended then false
+              else s.hand = s.told_hand or groups_of(s.sources, s.hand) = groups_of(s.told_sources, s.told_hand) end as same,
+         -- Does what waits begin at what was told?
+         case when l.lowest is null then false
+              when coalesce(enrolls(f.before_sources), false) <> enrolls(s.told_sources) then false
+              when not enrolls(s.told_sources) then true
+              when f.before_sources <> s.told_sources or f.before_suspended <> s.told_suspended then false
+              else groups_of(f.before_sources, f.before_hand) = groups_of(s.told_sources, s.told_hand) end as follows
   from sides s left join later l using (course_id, user_id) left join outbox f on f.id = l.first_id
 ), judged as (
   select *, case
-    when covered and before_seen is not distinct from told_seen then 'waiting'
+    when covered and follows then 'waiting'
     when reaches and lowest > 1 and not known and not erased then 'waiting'
     when has > told and covered is not true then 'repeat'
-    when seen is distinct from told_seen then 'publish'
+    when not same then 'publish'
     when has <> told then 'renumber'
     else 'same' end as verdict
   from compared
