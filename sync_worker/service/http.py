@@ -14,6 +14,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from waitress.channel import HTTPChannel  # type: ignore[import-untyped]
+from waitress.parser import HTTPRequestParser  # type: ignore[import-untyped]
 from waitress.server import create_server  # type: ignore[import-untyped]
 
 from sync_worker.errors import FatalError
@@ -23,6 +24,8 @@ from sync_worker.service.page.rendering import POLICY, Page
 from sync_worker.service.redaction import Redactor
 
 _THREADS: Final = 8
+_CONNECTIONS: Final = 200
+_CONNECTIONS_BEFORE_ROOM_IS_MADE: Final = _CONNECTIONS * 8 // 10
 _HEADERS: Final = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -77,7 +80,7 @@ class HttpServer:
             ident=None,
             channel_timeout=5,
             cleanup_interval=1,
-            connection_limit=200,
+            connection_limit=_CONNECTIONS,
             max_request_header_size=16 * 1024,
             max_request_body_size=1024,
             asyncore_use_poll=True,
@@ -103,15 +106,35 @@ class HttpServer:
         # Opened, polled and closed in this one thread: waitress' sockets must not be closed under a poll.
         server = self._server
         while not self._closing.is_set():
+            self._make_room()
             server.asyncore.loop(timeout=1, map=server._map, use_poll=True, count=1)
         server.task_dispatcher.shutdown(timeout=3)
         for channel in list(server.active_channels.values()):
             channel.handle_close()
         server.close()
 
+    def _make_room(self) -> None:
+        """Whoever keeps a connection open without asking anything goes, the longest silent first, before others have to wait."""
+        channels = self._server.active_channels.values()
+        if len(channels) < _CONNECTIONS_BEFORE_ROOM_IS_MADE:
+            return
+        silent = [channel for channel in channels if not channel.requests]
+        for channel in sorted(silent, key=lambda channel: channel.last_activity)[: _CONNECTIONS // 10]:
+            channel.handle_close()
+
+
+class _Parser(HTTPRequestParser):  # type: ignore[misc]
+    """One request for each connection: a client that sends many and reads nothing can't make answers pile up."""
+
+    def parse_header(self, header_plus: bytes) -> None:
+        super().parse_header(header_plus)
+        self.headers["CONNECTION"] = "close"
+
 
 class _Channel(HTTPChannel):  # type: ignore[misc]
     """A connection whose silence is counted from its last whole request: a byte now and then doesn't keep it open."""
+
+    parser_class = _Parser
 
     def handle_read(self) -> None:
         before: float = self.last_activity  # type: ignore[has-type]

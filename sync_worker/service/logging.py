@@ -21,6 +21,8 @@ LogFormat = Literal["json", "console"]
 KAFKA_LOGGER: Final = "librdkafka"
 # They tell at INFO what is their own business; their warnings matter.
 _QUIET: Final = ("alembic", "sqlalchemy", "waitress", "httpx", "httpx2")
+# They warn of each request that has to wait, so that whoever sends many could fill a disk.
+_REPEATING: Final = ("waitress", "waitress.queue")
 
 
 def configure(
@@ -71,8 +73,9 @@ def configure(
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
     librdkafka = kafka_logger()
     librdkafka.setLevel(logging.NOTSET if kafka else logging.CRITICAL)
-    if not any(isinstance(one, _Repetitions) for one in librdkafka.filters):
-        librdkafka.addFilter(_Repetitions(time.monotonic))
+    for repeating in (librdkafka, *(logging.getLogger(name) for name in _REPEATING)):
+        if not any(isinstance(one, _Repetitions) for one in repeating.filters):
+            repeating.addFilter(_Repetitions(time.monotonic))
     logging.captureWarnings(capture=True)
     structlog.configure(
         processors=[*before, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -58,7 +58,8 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Captured]:
     root.setLevel(level)
     for name, old in quiet.items():
         logging.getLogger(name).setLevel(old)
-    kafka_logger().filters.clear()
+    for logger in (kafka_logger(), logging.getLogger("waitress"), logging.getLogger("waitress.queue")):
+        logger.filters.clear()
     logging.captureWarnings(capture=False)
     structlog.reset_defaults()
 
@@ -128,6 +129,13 @@ def test_librdkafka_repeats_itself_only_now_and_then(captured: Captured) -> None
         "Connection refused (after 0ms in state CONNECT)",
         "another",
     ]
+
+
+def test_a_flood_of_requests_is_no_flood_of_log_lines(captured: Captured) -> None:
+    captured.configure()
+    for depth in range(1000):
+        logging.getLogger("waitress.queue").warning("Task queue depth is %d", depth)
+    assert [event["event"] for event in captured.events] == ["Task queue depth is 0"]
 
 
 @pytest.mark.parametrize("format_", ["json", "console"])
