@@ -147,7 +147,9 @@ class Ground:
         try:
             group = self.site.settings.consumer_group
             others = sum(other.process.poll() is None for other in self.site.workers) - 1
-            wait_for(lambda: len(self._broker.members(group)) <= others, DEADLINE_S, "the group to give the frozen worker up")
+            wait_for(
+                lambda: len(self._broker.members(group)) <= others, DEADLINE_S, "the group to give the frozen worker up"
+            )
         finally:
             worker.signal(signal.SIGCONT)
 
