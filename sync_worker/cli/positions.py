@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from sync_worker.cli.asking import ask
-from sync_worker.cli.console import print_json, print_table, say, settings_for
+from sync_worker.cli.console import FOUND, print_json, print_table, say, settings_for
 
 app = typer.Typer(help="Where the inputs stand.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -44,7 +44,7 @@ def reset(
     topic: Annotated[list[str] | None, typer.Option(help="Only this input topic; may be given again.")] = None,
     partition: Annotated[list[int] | None, typer.Option(min=0, help="Only this partition; may be given again.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do; exit code 3 if anything.")] = False,
 ) -> None:
     """Set where to go on reading, in the database and in Kafka; refused while a worker is in the group.
 
@@ -65,7 +65,7 @@ def reset(
         ],
     )
     if dry_run:
-        return
+        raise typer.Exit(FOUND if any(each.records for each in plan) else 0)
     ask("Set these positions?", yes=yes)
     repositioning.reset(plan)
     say("done; start the workers")

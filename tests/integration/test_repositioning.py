@@ -34,7 +34,7 @@ def test_replaying_everything_after_a_reset_to_earliest_changes_nothing(site: Si
     assert all(each["position"] == each["end"] for each in _positions(site).values())
 
     dry = site.command("positions", "reset", "--to", "earliest", "--dry-run")
-    assert dry.returncode == 0
+    assert dry.returncode == 3
     assert "read again" in dry.stdout
     assert all(each["position"] == each["end"] for each in _positions(site).values())
 

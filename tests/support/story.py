@@ -1,8 +1,8 @@
 """Documents whose commands are run as they stand, in order, and whose output is compared with what they show.
 
 In a Markdown file, a block ```<language> file=NAME is a file in the reader's folder, and a block ```console holds commands
-(`$ …`) with what they print: `…` stands for anything within a line, a line of `…` alone for any lines. Nothing else may
-be needed to follow the document than what it says, so nothing is done here but waiting where a reader would wait.
+(`$ …`) with what they print: `…` stands for anything within a line, a line of `…` alone for any lines; widths of columns
+don't count. Nothing else may be needed to follow the document than what it says, so nothing is done here but waiting where a reader would wait.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def run_on_a_terminal(command: str, folder: Path, environment: Mapping[str, str]
 
 def difference(expected: list[str], printed: list[str]) -> str | None:
     """Where what was printed isn't what was expected; None where it is. Blank lines at either end don't count."""
-    want, have = _trimmed([line.rstrip() for line in expected]), _trimmed(printed)
+    want, have = _trimmed([_same(line) for line in expected]), _trimmed([_same(line) for line in printed])
     n = 0
     for position, line in enumerate(want):
         if line.strip() == "…":
@@ -156,6 +156,11 @@ def difference(expected: list[str], printed: list[str]) -> str | None:
 
 def _matches(expected: str, printed: str) -> bool:
     return re.fullmatch(".*".join(re.escape(part) for part in expected.split("…")), printed) is not None
+
+
+def _same(line: str) -> str:
+    """A line of a table without the widths of its columns, which follow from what differs each time."""
+    return re.sub("─+", "─", re.sub(" +", " ", line)).strip()
 
 
 def _trimmed(lines: list[str]) -> list[str]:

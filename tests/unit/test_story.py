@@ -65,11 +65,12 @@ def test_a_command_sees_a_terminal(tmp_path: Path) -> None:
     [
         (["a"], ["a", ""]),
         (["a … c"], ["a b b c"]),
+        (["  a   b", "───"], [" a b", "──────"]),
         (["…", "z"], ["a", "b", "z"]),
         (["a", "…"], ["a", "b", "c"]),
         ([], []),
     ],
-    ids=["blank end", "within a line", "lines before", "lines after", "nothing"],
+    ids=["blank end", "within a line", "widths", "lines before", "lines after", "nothing"],
 )
 def test_the_same(expected: list[str], printed: list[str]) -> None:
     assert difference(expected, printed) is None

@@ -1,0 +1,74 @@
+"""docs/operating.md is true: each of its commands is run in order, on a site of its own, and prints what the page shows."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from devstack import Stack
+from tests.support.site import Site
+from tests.support.story import follow
+
+# Forty commands, each a process of its own.
+pytestmark = pytest.mark.timeout(900)
+
+STORY = Path(__file__).parents[2] / "docs" / "operating.md"
+DAMAGE = "update sync_worker.enrollment set sources = sources - 'manual' where sources ? 'manual'"
+TOPICS = {
+    "MEMBERSHIP": "segments.membership",
+    "METHODS": "enrollment.methods",
+    "SOURCES": "enrollment.sources",
+    "CHANGES": "enrollment.changes",
+    "DEAD_LETTERS": "sync-worker.dead-letters",
+    "CURSOR": "sync-worker.cursor",
+}
+
+
+@pytest.fixture
+def new_site(tmp_path: Path) -> Iterator[Site]:
+    """Nothing but Kafka, an empty database, and the names that are the default."""
+    with Stack.start() as stack:
+        names = {f"SYNC_WORKER_{name}_TOPIC": topic for name, topic in TOPICS.items()}
+        site = Site(
+            stack,
+            stack.postgres.create_database("lms"),
+            tmp_path,
+            {**names, "SYNC_WORKER_CONSUMER_GROUP": "sync-worker"},
+        )
+        yield site
+        site.close()
+
+
+def test_a_stranger_can_follow_the_page(new_site: Site, tmp_path: Path) -> None:
+    site = new_site
+
+    def run() -> None:
+        site.start_worker()
+
+    def damage() -> None:
+        with psycopg.connect(site.database_url, autocommit=True) as connection:
+            connection.execute(DAMAGE)
+
+    def settle() -> None:
+        if site.workers:
+            site.wait_settled()
+
+    environment = {**site.environment, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    folder = tmp_path / "reader"
+    folder.mkdir()
+    commands = follow(
+        STORY,
+        folder,
+        environment,
+        instead={
+            "sync-worker run": run,
+            f'psql "$SYNC_WORKER_DATABASE_URL" -c "{DAMAGE}"': damage,
+        },
+        settle=settle,
+    )
+    assert commands > 25
