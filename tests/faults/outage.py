@@ -83,10 +83,10 @@ def _outage(arena: Arena, stage: Stage, chosen: argparse.Namespace) -> dict[str,
         # Ids that no worker has seen: what the registry is needed for.
         stage.load.schema_ids = later
     _say(f"the {chosen.part} is away")
-    meanwhile = _look_on(stage, chosen.minutes * 60)
+    meanwhile = _look_on(stage, chosen.part, chosen.minutes * 60)
     part.start()
     back = time.monotonic()
-    _say(f"it is back; {len(meanwhile.ready)} said they were ready")
+    _say(f"it is back; meanwhile ready: {', '.join(meanwhile.ready) or 'nobody'}")
     first_s = _first_applied(stage, back)
     backlog = stage.load.sent - stage.applied()
     caught_up_s, rate = _catch_up(stage, chosen.rate)
@@ -112,14 +112,17 @@ def _outage(arena: Arena, stage: Stage, chosen: argparse.Namespace) -> dict[str,
     }
 
 
-def _look_on(stage: Stage, seconds: float) -> Meanwhile:
+def _look_on(stage: Stage, part: str, seconds: float) -> Meanwhile:
     """Probe the workers for as long as the service is away."""
     seen, began, cpu = Meanwhile(), time.monotonic(), _cpu(stage)
     while (passed := time.monotonic() - began) < seconds:
-        for name, alive, ready in stage.probes():
-            seen.alive = seen.alive and alive
-            if ready and passed > min(_NOTICED_S, seconds / 2):
-                seen.ready.append(f"{name} after {passed:.0f} s")
+        answers = stage.probes()
+        seen.alive = seen.alive and all(alive for _, alive, _ in answers)
+        ready = [name for name, _, ready in answers if ready]
+        # Whose partitions need nothing of the registry is ready without it.
+        wrong = len(ready) == len(answers) if part == "registry" else bool(ready)
+        if wrong and passed > min(_NOTICED_S, seconds / 2):
+            seen.ready += [f"{name} after {passed:.0f} s" for name in ready]
         time.sleep(PROBE_EVERY_S)
     seen.seconds, seen.cpu_s = time.monotonic() - began, _cpu(stage) - cpu
     return seen

@@ -47,20 +47,21 @@ def slopes(samples: Sequence[dict[str, float]]) -> dict[str, Slope]:
     if not shown:
         return {}
     half = [sample for sample in shown if sample["at_s"] >= shown[-1]["at_s"] / 2]
-    return {name: _slope([(s["at_s"], s[name]) for s in half if name in s], _UNITS.get(name, "")) for name in _SLOPES}
+    found = {name: _slope([(s["at_s"], s[name]) for s in half if name in s], _UNITS.get(name, "")) for name in _SLOPES}
+    return {name: slope for name, slope in found.items() if slope is not None}
 
 
-def _slope(points: Sequence[tuple[float, float]], unit: str) -> Slope:
-    """Least squares over means of blocks; Student's t for how sure that is."""
+def _slope(points: Sequence[tuple[float, float]], unit: str) -> Slope | None:
+    """Least squares over means of blocks; Student's t for how sure that is. None where there are too few."""
     blocks: dict[int, list[tuple[float, float]]] = {}
     for at_s, value in points:
         blocks.setdefault(int(at_s // _BLOCK_S), []).append((at_s / 3600, value))
     means = [(sum(x for x, _ in b) / len(b), sum(y for _, y in b) / len(b)) for b in blocks.values()]
     n = len(means)
-    mean_x, mean_y = (sum(each[i] for each in means) / max(1, n) for i in (0, 1))
+    if n < 3:
+        return None
+    mean_x, mean_y = (sum(each[i] for each in means) / n for i in (0, 1))
     spread = sum((x - mean_x) ** 2 for x, _ in means)
-    if n < 3 or not spread:
-        return Slope(mean_y, unit, 0.0, float("-inf"), float("inf"))
     slope = sum((x - mean_x) * (y - mean_y) for x, y in means) / spread
     rest = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in means)
     error = sqrt(rest / (n - 2) / spread) * _student(n - 2)

@@ -36,7 +36,7 @@ _TIMEOUT_S = 1800.0
 # Not the number of workers: their memory is looked at. Partitions once added stay, and would be a slope.
 _LEFT_OUT = {"partitions_added", "worker_added", "worker_taken_away", "worker_clock_jumped"}
 _LOOK = """
-select (select count(*) from pg_stat_activity where datname = current_database() and application_name like 'sync-worker %') as connections,
+select (select count(*) from pg_stat_activity where datname = current_database() and application_name like 'sync-worker %%') as connections,
        (select count(*) from outbox) as outbox_rows,
        (select sum(pg_table_size(relid))::bigint from pg_stat_user_tables where relname <> 'outbox') as table_bytes,
        (select sum(pg_indexes_size(relid))::bigint from pg_stat_user_tables where relname <> 'outbox') as index_bytes,
@@ -125,7 +125,7 @@ def _sample(stage: Stage, began: float, samples: list[dict[str, float]], wait: C
         usages = [usage for worker in stage.fleet.running if (usage := worker.usage()) is not None]
         try:
             (row,) = stage.site.query(_LOOK)
-        except psycopg.Error:
+        except psycopg.OperationalError:
             continue
         if usages:
             row["rss_mb"] = sum(usage.rss_bytes for usage in usages) / len(usages) / 1e6

@@ -92,7 +92,7 @@ class Watcher:
                     options="-c search_path=sync_worker -c statement_timeout=5s",
                 )
             row = self._session.execute(_LOOK).fetchone()
-        except psycopg.Error:
+        except psycopg.OperationalError:
             self._close()
             return
         assert row is not None
