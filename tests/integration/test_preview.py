@@ -200,7 +200,8 @@ def test_a_new_name_lets_a_backfill_go_on_and_its_rest_is_what_is_previewed(
     published = len(engine.changes())
     engine.apply([renamed])
     assert [change["user_id"] for change in engine.changes()[published:]] == users[2:]
-    # Without a backfill under way, a new name does nothing.
+    # Without a backfill under way, a new name does nothing: not even to a row that isn't what the facts say.
+    engine.lms.execute("update enrollment set sources = '{}' where user_id = %s", (users[4],))
     again = preview_document(configured, read_method(configured, _file(replace(renamed, version=3, name="A third"))))
     assert (again["events"], again["backfill"]) == (0, None)
     assert again["detail"] == "nothing in it bears on what people get: only the method itself would be other"

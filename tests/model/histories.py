@@ -310,6 +310,8 @@ def histories_before_a_method_event(draw: st.DrawFn, max_moves: int = 30) -> Bef
     teller = _Teller()
     for move in [*draw(_openings), *draw(_crowds), *draw(_lists_of(_moves, max_moves))]:
         teller.tell(move)
+    for course, user in sorted(draw(st.sets(st.sampled_from([(c, u) for c in COURSES for u in USERS]), max_size=3))):
+        teller.tell(Move(SuspensionChanged("", 0, course, user, 1, True)))
     batches = draw(batchings(teller.steps))
     joined = len(teller.steps)
     for segment, user in sorted(draw(st.sets(st.sampled_from(_PLACES), max_size=4))):
