@@ -8,6 +8,7 @@ from tests.model.model import Model
 from tests.model.traffic import random_history
 from tests.support.check import assert_site_equals_model
 from tests.support.site import Site
+from tests.support.went_back import make_topic_anew
 
 
 def _positions(site: Site) -> dict[tuple[str, int], dict[str, int | None]]:
@@ -84,3 +85,25 @@ def test_a_reset_to_a_time_or_to_the_end_skips_what_it_said(site: Site) -> None:
     future = site.command("positions", "reset", "--to", "2099-01-01T00:00:00Z", "--yes")
     assert future.returncode == 0
     assert all(each["position"] == each["end"] for each in _positions(site).values())
+
+
+def test_a_database_that_went_back_goes_on_where_it_stands_unless_its_positions_mean_other_records(site: Site) -> None:
+    site.produce(random_history(5, events=200, segments=3, users=10, methods_per_segment=1, courses=3))
+    assert site.command("positions", "reset", "--to", "latest", "--yes").returncode == 0
+    with site.connect() as connection:
+        connection.execute("update position set next_offset = next_offset / 2")
+    stood = {place: each["position"] for place, each in _positions(site).items()}
+    done = site.command("positions", "reset", "--to", "database", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert {place: (each["position"], each["committed"]) for place, each in _positions(site).items()} == {
+        place: (offset, offset) for place, offset in stood.items()
+    }
+    with site.connect() as connection:
+        connection.execute("update position set next_offset = 1000000")
+    outside = site.command("positions", "reset", "--to", "database", "--yes")
+    assert outside.returncode == 2
+    assert "stands at 1000000" in outside.stderr
+    make_topic_anew(site, "membership", 3)
+    anew = site.command("positions", "reset", "--to", "database", "--yes")
+    assert anew.returncode == 2
+    assert f"{site.topic('membership')}: made anew" in anew.stderr
