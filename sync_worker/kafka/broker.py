@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import (
+    OFFSET_INVALID,
     Consumer,
     ConsumerGroupTopicPartitions,
     IsolationLevel,
@@ -123,10 +124,15 @@ class Broker:
     def _list_offsets(self, asked: dict[TopicPartition, OffsetSpec], isolation: IsolationLevel) -> dict[Partition, int]:
         admin = self._admin
         futures = admin.list_offsets(asked, isolation_level=isolation, request_timeout=self._timeout_s)
-        return {
-            Partition(where.topic, where.partition): self._result(f"asking for offsets of {where.topic}", future).offset
-            for where, future in futures.items()
-        }
+        found = {}
+        for where, future in futures.items():
+            doing = f"asking for offsets of {where.topic}"
+            offset = self._result(doing, future).offset
+            if offset == OFFSET_INVALID:
+                # A broker that doesn't answer in time is no error to the client: it gives an offset that is none.
+                raise self._failure(doing, KafkaError(KafkaError._TIMED_OUT))
+            found[Partition(where.topic, where.partition)] = offset
+        return found
 
     def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """What the consumer group has committed to Kafka; partitions without a commit are left out.
