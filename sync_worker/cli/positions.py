@@ -44,7 +44,9 @@ def reset(
     topic: Annotated[list[str] | None, typer.Option(help="Only this input topic; may be given again.")] = None,
     partition: Annotated[list[int] | None, typer.Option(min=0, help="Only this partition; may be given again.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do; exit code 3 if anything.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would do; exit code 3 if anything.")
+    ] = False,
 ) -> None:
     """Set where to go on reading, in the database and in Kafka; refused while a worker is in the group.
 

@@ -2,7 +2,8 @@
 
 In a Markdown file, a block ```<language> file=NAME is a file in the reader's folder, and a block ```console holds commands
 (`$ …`) with what they print: `…` stands for anything within a line, a line of `…` alone for any lines; widths of columns
-don't count. Nothing else may be needed to follow the document than what it says, so nothing is done here but waiting where a reader would wait.
+don't count. Nothing else may be needed to follow the document than what it says, so nothing is done here but waiting
+where a reader would wait.
 """
 
 from __future__ import annotations
