@@ -4,6 +4,7 @@
 where everything fits: it never is a way around a relay.
 """
 
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, cast
@@ -26,6 +27,9 @@ from sync_worker.outbox.windows import SQL as WINDOWS
 from sync_worker.outbox.windows import Window, waiting
 from sync_worker.service.logging import kafka_logger
 from sync_worker.settings import Settings
+
+# How soon to see whether a lease is renewed; it is every second and a half, or it ends after five.
+_LOOK_EVERY_S = 0.2
 
 log = structlog.get_logger(__name__)
 
@@ -148,10 +152,14 @@ class Adopting:
             self._adoption.load(chunk)
 
     def _refuse_workers(self) -> None:
+        """A worker that stopped or was killed a moment ago leaves its lease: it ends by itself, unless somebody renews it."""
         with translated():
-            leader = _leader(self._session)
-        if leader is not None and leader.leads:
-            raise self._led()
+            first = leader = _leader(self._session)
+            while first is not None and leader is not None and leader.leads:
+                if leader.expires_at != first.expires_at:
+                    raise self._led()
+                time.sleep(_LOOK_EVERY_S)
+                leader = _leader(self._session)
         self._refuse_members()
 
     def _refuse_members(self) -> None:
@@ -162,9 +170,7 @@ class Adopting:
     def _led(self) -> FatalError:
         leader = _leader(self._session)
         who = f"{leader.holder} until {leader.expires_at:%H:%M:%S} UTC" if leader else "another one"
-        return FatalError(
-            f"a relay leads ({who}): stop the workers first; the lease of one that was killed ends by itself within seconds"
-        )
+        return FatalError(f"a relay leads ({who}): stop the workers first")
 
     def close(self) -> None:
         self._adoption.close()

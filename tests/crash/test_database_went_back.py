@@ -277,7 +277,10 @@ def test_a_kafka_made_anew_and_later_only_its_cursor_topic(story: Callable[[int]
     for topic in ("membership", "methods", "sources", "changes", "cursor", "dead_letters"):
         make_topic_anew(told.site, topic, 1 if topic == "cursor" else 3)
     told.stops_with("was made anew", "Kafka holds no cursor")
-    assert told.adopt()["repeated"] > 0
+    everybody = len(told.site.query("select from enrollment where version > 0"))
+    differences = told.adopt()
+    # Of whom the outbox still holds the last events: it says these once more, as they were.
+    assert differences["repeated"] + differences["waiting"] == everybody
     told.command("positions", "reset", "--to", "earliest", "--yes")
     told.go_on(200)
     make_topic_anew(told.site, "cursor")
