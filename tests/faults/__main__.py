@@ -33,7 +33,12 @@ def options() -> argparse.Namespace:
         "--seconds", type=float, default=25.0, help="of traffic and faults in each (default: %(default)g)"
     )
     runs.add_argument("--faults", type=int, default=Options().faults, help="planned in each (default: %(default)d)")
-    runs.add_argument("--holds", action="store_true", help="the removal breaker on, with low limits")
+    runs.add_argument(
+        "--holds",
+        action="store_true",
+        default=None,
+        help="the removal breaker on, with low limits; default: every third seed",
+    )
     runs.add_argument("--logs", type=Path, default=LOGS, help="kept of a run that failed (default: %(default)s)")
     runs.add_argument("--no-ledger", action="store_true", help="write nothing down")
     outage.add_to(what)
@@ -91,7 +96,8 @@ def _one(arena: Arena, seed: int, chosen: argparse.Namespace) -> Result:
         f"seed {seed}: {verdict}; {sum(result.taken.values())} of {len(plan.faults)} faults, {len(history.inputs)} records, "
         f"{len(history.changes)} changes, {len(history.dead_letters)} dead letters, "
         f"{sum(each.version is not None for each in history.edits)} of {len(history.edits)} edits, {plan.workers} workers, {plan.protocol}"
-        f"{', registry' if plan.registry else ''}; settled {result.settle_s:.1f} s after the last fault; {result.seconds:.0f} s in all"
+        f"{', registry' if plan.registry else ''}{', holds' if plan.holds else ''}; settled {result.settle_s:.1f} s after the "
+        f"last fault; {result.seconds:.0f} s in all"
     )
     if not chosen.no_ledger:
         ledger.append(ledger.line_of(result))

@@ -56,6 +56,7 @@ def line_of(result: Result) -> dict[str, Any]:
         "workers": plan.workers,
         "protocol": plan.protocol,
         "registry": plan.registry,
+        "holds": plan.holds,
         "records": len(history.inputs),
         "changes": len(history.changes),
         "dead_letters": len(history.dead_letters),

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from tests.faults.kinds import KINDS, Kind
 
 REGISTRY_EVERY = 5
+HOLDS_EVERY = 3
 FIRST_FAULT_S = 3.0
 Protocol = Literal["classic", "consumer"]
 
@@ -39,8 +40,8 @@ class Options:
     """None: the seed decides, 2 to 4."""
     registry: bool | None = None
     """None: every fifth seed has one."""
-    holds: bool = False
-    """The removal breaker on, with limits that are crossed all the time; what it held is released in the end."""
+    holds: bool | None = None
+    """The removal breaker on, with limits that are crossed all the time; what it held is released in the end. None: every third seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Plan:
     partitions: int
     protocol: Protocol
     registry: bool
+    holds: bool
     clocks: bool
     """Workers run with a library that lets their wall clock be set."""
     batch_max_records: int
@@ -63,12 +65,13 @@ class Plan:
 
     def settings(self) -> dict[str, str]:
         """Of the workers, by the names of contract §4."""
-        holds = {"SYNC_WORKER_REMOVAL_HOLD_MIN": "5", "SYNC_WORKER_REMOVAL_HOLD_PERCENT": "20"}
+        limits = ("5", "20") if self.holds else ("0", "0")
         return {
             "SYNC_WORKER_GROUP_PROTOCOL": self.protocol,
             "SYNC_WORKER_BATCH_MAX_RECORDS": str(self.batch_max_records),
             "SYNC_WORKER_DRAIN_TIMEOUT_S": "8",
-            **(holds if self.options.holds else {"SYNC_WORKER_REMOVAL_HOLD_MIN": "0"}),
+            "SYNC_WORKER_REMOVAL_HOLD_MIN": limits[0],
+            "SYNC_WORKER_REMOVAL_HOLD_PERCENT": limits[1],
         }
 
 
@@ -94,6 +97,7 @@ def make_plan(seed: int, options: Options = Options(), *, available: Collection[
         partitions=partitions,
         protocol=protocol,
         registry=registry,
+        holds=seed % HOLDS_EVERY == 0 if options.holds is None else options.holds,
         clocks=clocks and "clock" in available,
         batch_max_records=batch,
         faults=tuple(sorted(faults, key=lambda fault: fault.at_s)),

@@ -117,7 +117,7 @@ def plot(samples: Sequence[dict[str, float]], faults: Sequence[Entry], path: Pat
             axis.axvspan(
                 fault.began_s / 60, max(fault.ended_s, fault.began_s + 2) / 60, color="#c0504d", alpha=0.25, linewidth=0
             )
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.15 * max([y for _, y in points], default=1.0) or 1.0)
         axis.set_title(title, loc="left", fontsize=9)
         axis.grid(alpha=0.25)
     axes[-1].set_xlabel("minutes; red: a fault")

@@ -138,7 +138,7 @@ class _Run:
         self.publishing.join(deadline)
         self.editing.join(deadline)
         unsettled = self._settle()
-        if self.plan.options.holds and not unsettled:
+        if self.plan.holds and not unsettled:
             unsettled = self._release_holds()
         settle_s = time.monotonic() - healed
         history = self._collect(unsettled)
@@ -168,7 +168,7 @@ class _Run:
         """What the breaker held is applied in the end, so that the model needn't know when it was held."""
         while held := [row["segment_id"] for row in self.site.query("select segment_id::text from removal_hold")]:
             for segment in held:
-                done = self.site.command("holds", "release", segment)
+                done = self.site.command("holds", "release", segment, "--yes")
                 if done.returncode != 0:
                     return f"holds release {segment} ended with {done.returncode}: {done.stderr}"
             if unsettled := self._settle():
