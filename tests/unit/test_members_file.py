@@ -17,7 +17,7 @@ from sync_worker.operations.publishing import InvalidLine, LineEncoder
 from sync_worker.schema.store import load_schemas
 
 STORE = load_schemas()
-SEGMENT, USER = (str(uuid4()) for _ in range(2))
+SEGMENT, USER = "5e000000-0000-4000-8000-000000000001", "a0000000-0000-4000-8000-000000000001"
 OK = f"{SEGMENT},{USER}\n".encode()
 
 
