@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 from uuid import UUID
@@ -167,23 +167,30 @@ class Load:
 
 def differences(site: Site, world: World, chains: ChainReader) -> Iterator[str]:
     """What is not as the newest facts have it, or not as the events told it."""
-    expected = world.expected()
     rows = {
-        (row["course_id"], row["user_id"]): row
-        for row in site.query("select course_id::text, user_id::text, status, roles, version from course_enrollment")
+        (row["course_id"], row["user_id"]): (row["status"], row["roles"])
+        for row in site.query("select course_id::text, user_id::text, status, roles from course_enrollment")
     }
-    for pair in expected.keys() | rows.keys():
-        row = rows.get(pair)
-        found = None if row is None else (row["status"], row["roles"])
-        should = ("ACTIVE", expected[pair]) if pair in expected else None
-        if found != should:
-            yield f"wrong: {pair} is {found}, should be {should}"
-    yield from chains.violations
     versions = {
         f"{row['course_id']}:{row['user_id']}": row["version"]
         for row in site.query("select course_id::text, user_id::text, version from enrollment where version > 0")
     }
+    yield from compare(world.expected(), rows, versions, chains)
+
+
+def compare(
+    expected: Mapping[tuple[str, str], list[str]],
+    rows: Mapping[tuple[str, str], tuple[str, list[str]]],
+    versions: Mapping[str, int],
+    chains: ChainReader,
+) -> Iterator[str]:
+    """`rows`: status and roles of who is enrolled; `versions`: of all rows there ever were, by the events' key."""
+    for pair in sorted(expected.keys() | rows.keys()):
+        should = ("ACTIVE", expected[pair]) if pair in expected else None
+        if rows.get(pair) != should:
+            yield f"wrong: {pair} is {rows.get(pair)}, should be {should}"
+    yield from chains.violations
     told = {key.decode(): version for key, version in chains.versions.items()}
-    for key in versions.keys() | told.keys():
+    for key in sorted(versions.keys() | told.keys()):
         if versions.get(key) != told.get(key):
             yield f"lost: {key} is at version {versions.get(key)}, the events told {told.get(key)}"

@@ -61,12 +61,12 @@ class ChainReader:
             consumer.assign([TopicPartition(self._topic, partition, 0) for partition in range(self._partitions)])
             while not self._stop.is_set():
                 for message in consumer.consume(5000, 0.2):
-                    self._take(message)
+                    self._take_message(message)
             consumer.close()
         except BaseException as error:  # noqa: BLE001 - raised again by stop
             self._failures.append(error)
 
-    def _take(self, message: Message) -> None:
+    def _take_message(self, message: Message) -> None:
         if (error := message.error()) is not None:
             lost = error.code() in {KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET} or error.fatal()
             assert not lost, f"a follower of {self._topic}: {error.str()}"
@@ -75,6 +75,10 @@ class ChainReader:
         assert isinstance(key, bytes)
         assert isinstance(value, bytes)
         assert partition is not None
+        self.take(key, value, partition)
+
+    def take(self, key: bytes, value: bytes, partition: int) -> None:
+        """The next event of a partition."""
         self.count += 1
         stream = BytesIO(value)
         stream.seek(self._start)
