@@ -55,13 +55,8 @@ def default_parent() -> Path:
     return Path("/tmp")  # noqa: S108 (the run directory in it is made by mkdtemp)
 
 
-def postgres(
-    directory: Path, parameters: Mapping[str, str], *, durable: bool, installed: Path | None = None
-) -> Postgres:
-    """A server that listens on a loopback port; without durability it is faster and a crash may lose its data.
-
-    installed: another build than the wheel's, a folder with bin, lib and share.
-    """
+def postgres(directory: Path, parameters: Mapping[str, str], *, durable: bool) -> Postgres:
+    """A server that listens on a loopback port; without durability it is faster and a crash may lose its data."""
     home = directory / "postgres"
     data = home / "data"
     home.mkdir(exist_ok=True)
@@ -69,7 +64,7 @@ def postgres(
     user = service_user()
     if user is not None:
         _let_in(directory, home, user)
-    programs = programs_of(home, user, installed)
+    programs = programs_of(home, user)
     env = {"HOME": str(home), "LC_ALL": "C"}
 
     def initialization() -> Command | None:
@@ -99,7 +94,10 @@ def _let_in(directory: Path, home: Path, user: User) -> None:
 
 
 def programs_of(home: Path, user: User | None, installed: Path | None = None) -> Path:
-    """The folder with the server's programs: the wheel's unless told, or a copy where the service user can't reach them."""
+    """The folder with the server's programs: the wheel's unless told, or a copy where the service user can't reach them.
+
+    installed: another build, a folder with bin, lib and share.
+    """
     sources = [installed] if installed is not None else _wheel()
     if user is None or (_everybody_may_enter(sources[0]) and _everybody_may_read(sources[0] / "share/postgres.bki")):
         return sources[0] / "bin"

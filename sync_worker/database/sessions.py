@@ -61,6 +61,12 @@ _LOGIN_REFUSED = (
     "password authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry",
     "is not permitted to log in", "permission denied for database",
 )  # fmt: skip
+# libpq's own words about TLS that no waiting mends: who the server is, whether it has TLS, and the files that the URL names.
+_UNTRUSTED = (
+    "certificate verify failed", "does not match host name", "root certificate file", "root.crt", "certificate file",
+    "private key file", "server does not support SSL", "requires a valid client certificate", "alert unknown ca",
+    "certificate required", "bad certificate", "certificate expired", "certificate authentication failed",
+)  # fmt: skip
 
 
 class ConnectionLost(RetryableError):
@@ -136,6 +142,11 @@ def connect(url: str, purpose: str, *, autocommit: bool = True, server: str = "r
         text = str(error).strip()
         if any(refusal in text for refusal in _LOGIN_REFUSED):
             raise FatalError(f"PostgreSQL refused the connection: {text}: check SYNC_WORKER_DATABASE_URL") from error
+        if any(doubt in text for doubt in _UNTRUSTED):
+            raise FatalError(
+                f"no trust between us and PostgreSQL: {text}: look at the certificates and at sslmode, sslrootcert, sslcert and"
+                " sslkey in SYNC_WORKER_DATABASE_URL"
+            ) from error
         raise ConnectionLost(f"PostgreSQL can't be reached: {text}") from error
 
 

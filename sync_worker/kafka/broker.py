@@ -212,11 +212,15 @@ class Broker:
 
     def _answer(self, doing: str, future: "Future[_T]") -> _T:
         try:
-            return future.result(self._timeout_s + 1)
+            answer = future.result(self._timeout_s + 1)
         except TimeoutError as error:  # this process stood still for a while, and the client hasn't noticed yet
             raise RetryableError(f"{doing}: no answer within {self._timeout_s:g} s") from error
+        self._faults.answered()
+        return answer
 
     def _failure(self, doing: str, failed: KafkaError | Exception) -> SyncWorkerError:
+        # Why, a refused certificate or password, waits in the client until it is asked for.
+        self._admin.poll(0)
         failure = self._faults.error(doing, failed)
         if isinstance(failure, RetryableError):
             # After an outage or an election librdkafka goes on asking by the leaders it knew, and waits for ever on the connection

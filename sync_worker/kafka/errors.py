@@ -4,6 +4,7 @@ A client's error callback tells the reason (a refused password, a name that isn'
 that failed afterwards only that it took too long. So both are put into the message.
 """
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -18,8 +19,11 @@ _NOT_ALLOWED: Final = {
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: "cluster",
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "transactional id",
 }
-# Not a failed TLS handshake (_SSL): a broker that restarts breaks one off, too.
 _LOGIN: Final = frozenset({KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED})
+# Of failed TLS handshakes those that fail again until somebody mends a certificate. A broker that restarts breaks one off, too.
+_UNTRUSTED: Final = re.compile(
+    r"certificate verify failed|alert .*certificate|alert unknown ca|certificate_unknown", re.IGNORECASE
+)
 COMPLAINT_MAX_AGE_S: Final = 30.0
 _AWAY: Final = frozenset({
     KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._SSL, KafkaError._TIMED_OUT,
@@ -51,6 +55,11 @@ class KafkaFaults:
         self._clock = clock
         self._last: KafkaError | None = None
         self._noted_at = float("-inf")
+        self._answered = False
+
+    def answered(self) -> None:
+        """Kafka has answered. A certificate that is refused from now on is one that is being replaced, or ran out: wait."""
+        self._answered = True
 
     @property
     def config(self) -> dict[str, Any]:
@@ -75,6 +84,11 @@ class KafkaFaults:
             return refused
         if error.code() in _AWAY:
             complaint = self._complaint()
+            if complaint is not None and not self._answered and _UNTRUSTED.search(complaint.str()):
+                return FatalError(
+                    f"{doing}: no trust between us and Kafka at {self._address}: {complaint.str()}; look at the certificates and"
+                    " at SYNC_WORKER_KAFKA_SSL_CA_LOCATION, _CERTIFICATE_LOCATION and _KEY_LOCATION"
+                )
             reason = f" ({complaint.str()})" if complaint is not None else ""
             return RetryableError(f"{doing}: Kafka at {self._address} does not answer{reason}")
         kind = RetryableError if error.retriable() or error.code() in _PASSING else FatalError

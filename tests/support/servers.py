@@ -26,7 +26,8 @@ from tests.support.site import Site, wait_for
 class Server(Postgres):
     """A server in a folder of the stack's. Its data is made by `initialize` or `back_up`, before `start`."""
 
-    def __init__(self, stack: Stack, name: str) -> None:
+    def __init__(self, stack: Stack, name: str, installed: Path | None = None) -> None:
+        """installed: another build of PostgreSQL than the stack's."""
         if stack.kind is not Kind.NATIVE:
             pytest.skip("a second server needs a native stack")
         self._stack = stack
@@ -36,7 +37,8 @@ class Server(Postgres):
         self.home.mkdir(mode=0o700)
         if self._user is not None:
             os.chown(self.home, self._user.uid, self._user.gid)
-        self.programs = programs_of(stack.directory / "postgres", self._user)
+        copies = stack.directory / "postgres" if installed is None else self.home
+        self.programs = programs_of(copies, self._user, installed)
         (port,) = kept_ports(self.home, 1)
         self._env = {"HOME": str(self.home), "LC_ALL": "C", "PATH": os.environ["PATH"]}
         settings = {**PARAMETERS, "port": str(port), "shared_buffers": "64MB"}

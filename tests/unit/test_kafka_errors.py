@@ -36,6 +36,36 @@ def test_a_refused_login_is_no_outage_though_it_ends_in_a_timeout() -> None:
     assert "refused the login: invalid credentials" in str(error)
 
 
+UNTRUSTED = [
+    "SSL handshake failed: error:0A000086:SSL routines::certificate verify failed: broker certificate could not be verified",
+    "Receive failed: error:0A000412:SSL routines::ssl/tls alert bad certificate: SSL alert number 42",
+    "Receive failed: error:0A000418:SSL routines::tlsv1 alert unknown ca: SSL alert number 48",
+    "Receive failed: error:0A00045C:SSL routines::tlsv13 alert certificate required: SSL alert number 116",
+]
+
+
+@pytest.mark.parametrize("reason", UNTRUSTED)
+def test_a_certificate_that_is_refused_stops_who_starts_and_lets_wait_who_was_answered_before(reason: str) -> None:
+    faults = said(KafkaError(KafkaError._SSL, reason), KafkaError(ALL_DOWN))
+    timeout = KafkaError(TIMED_OUT)
+    error = faults.error("asking for topics", timeout)
+    assert isinstance(error, FatalError)
+    assert reason in str(error)
+    assert "SYNC_WORKER_KAFKA_SSL_CA_LOCATION" in str(error)
+    assert isinstance(faults.waited_for("reading", timeout), RetryableError)
+    faults.answered()
+    waits = faults.error("asking for topics", timeout)
+    assert isinstance(waits, RetryableError)
+    assert reason in str(waits)
+
+
+def test_a_handshake_that_was_broken_off_is_waited_for() -> None:
+    faults = said(
+        KafkaError(KafkaError._SSL, "SSL handshake failed: Disconnected: connecting to a PLAINTEXT broker listener?")
+    )
+    assert isinstance(faults.error("asking for topics", KafkaError(TIMED_OUT)), RetryableError)
+
+
 def test_what_is_not_allowed_is_named() -> None:
     error = said().error("reading x", KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))
     assert isinstance(error, FatalError)
