@@ -14,8 +14,8 @@ _IN_URL: Final = re.compile(r"(://[^\s:@/]*):[^\s\"'<>]*@")
 _IN_PAIR: Final = re.compile(
     r"""(\b(?:ssl)?(?:password|passwd)["']?\s*[=:]\s*)("[^"]*"|'(?:[^'\\]|\\.)*'|[^\s,;&"')}]+)""", re.IGNORECASE
 )
-# All that a terminal or a line reader acts on: C0 without tab, DEL, C1, the Unicode line ends, bidirectional overrides.
-_CONTROL: Final = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+# All that a terminal or a line reader acts on: C0 without tab, DEL, C1, the Unicode line ends, bidirectional marks and overrides.
+_CONTROL: Final = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class Redactor:

@@ -167,13 +167,13 @@ def test_a_short_secret_leaves_ordinary_words_alone() -> None:
 @pytest.mark.parametrize("format_", ["json", "console"])
 def test_no_value_makes_a_line_of_its_own(captured: Captured, format_: LogFormat) -> None:
     captured.configure(format_)
-    forged = "x\n2026-01-01T00:00:00Z [info] forged\r\x1b[2K\u2028\x85\u202e"
+    forged = "x\n2026-01-01T00:00:00Z [info] forged\r\x1b[2K\u2028\x85\u202e\u200f"
     structlog.get_logger().info(forged, value=forged, **{forged: [forged]})
     logging.getLogger("library").warning("%s", forged)
     lines = captured.text.split("\n")
     assert len(lines) == 3
     assert all("forged" not in line or not line.startswith("2026-01-01") for line in lines)
-    for character in "\r\x1b\u2028\x85\u202e":
+    for character in "\r\x1b\u2028\x85\u202e\u200f":
         assert character not in captured.text
 
 
