@@ -22,7 +22,7 @@ from uuid import uuid4
 from devstack import Stack
 from sync_worker.database.migrate import migrate
 from tests.crash.conftest import GROUPS, SHORT_SESSION
-from tests.crash.ground import SETTINGS, Ground
+from tests.crash.ground import SETTINGS, Ground, NotReached
 from tests.crash.places import OF_WORKERS
 from tests.faults import ledger
 from tests.support.site import Site
@@ -74,7 +74,7 @@ def _history(stack: Stack, parent: Path, seed: int, deaths: Sequence[tuple[str, 
     settings = {f"SYNC_WORKER_{key.upper()}": value for key, value in SETTINGS.items()}
     url = stack.postgres.create_database(name, template=TEMPLATE)
     site = Site(stack, url, directory, settings | {"SYNC_WORKER_KAFKA_PROPERTIES": SHORT_SESSION})
-    started, before, changes, wrong = time.monotonic(), Counter(killed), 0, ""
+    started, before, changes, wrong, verdict = time.monotonic(), Counter(killed), 0, "", {}
     try:
         site.create_topics(3)
         ground = Ground(site, seed)
@@ -82,8 +82,10 @@ def _history(stack: Stack, parent: Path, seed: int, deaths: Sequence[tuple[str, 
             ground.kill(*death)
             killed.update(death)
         changes = ground.check()
+    except NotReached as limit:
+        wrong, verdict = str(limit), {"not reached": 1}
     except Exception:  # noqa: BLE001 - told, counted, and the next history begins
-        wrong = traceback.format_exc()
+        wrong, verdict = traceback.format_exc(), {"wrong": 1}
     finally:
         site.close()
         stack.postgres.drop_database(name)
@@ -93,7 +95,7 @@ def _history(stack: Stack, parent: Path, seed: int, deaths: Sequence[tuple[str, 
         "seconds": round(time.monotonic() - started, 1),
         "kinds": {f"failpoint:{place}": count for place, count in sorted((killed - before).items())},
         "changes": changes,
-        "verdict": {"wrong": 1} if wrong else {},
+        "verdict": verdict,
     }
     ledger.append(line, RESULTS)
     print(f"seed {seed}: {sum(map(len, deaths))} deaths, {changes} changes, {line['seconds']} s", flush=True)
