@@ -5,11 +5,13 @@ must never be picked by id alone: a slow transaction commits below ids that were
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
+import psycopg
 from psycopg import sql
 from psycopg.adapt import Loader
 from psycopg.types.string import TextLoader
@@ -107,11 +109,19 @@ class Windows:
         yield first
         if len(first) < rows:
             return
-        with self._session.cursor(name="relay_window", withhold=True) as cursor:
+        cursor = self._session.cursor(name="relay_window", withhold=True)
+        try:
             cursor.itersize = rows
             cursor.execute(SQL["window_rows"], scope | {"last": first[-1].id})
             while chunk := [_row(row) for row in cursor.fetchmany(rows)]:
                 yield chunk
+        finally:
+            # Whoever gives up in the middle may have lost the session, and the cursor with it.
+            with suppress(psycopg.OperationalError):
+                cursor.close()
+            if not cursor.closed:
+                self._session.close()
+                cursor.close()
 
     def clean(self, window: Window) -> int:
         """Delete a step of what was published before this window; how many rows."""
