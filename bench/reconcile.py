@@ -1,18 +1,20 @@
 """`python -m bench.reconcile`: how long a reconcile of many rows takes, and what live traffic feels of it meanwhile.
 
-One site, one steady stream of live events; its latencies are taken apart by what went on beside it: nothing, a dry run, a
-repair of some damage, nothing again. Figures of one run are compared with one another only: the machine is shared.
+One site, one steady stream of live events beside a dry run, then beside a repair of some damage. The command is frozen for a moment
+every few seconds, so that what traffic feels with it and without it is measured side by side, whatever else the machine has to do.
 """
 
 import argparse
 import json
 import os
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +34,12 @@ from sync_worker.database.migrate import migrate
 
 TEMPLATE: Final = "bench_template"
 WARM_UP_S: Final = 5.0
-_MAX_S: Final = 1800
+# A frozen command may be in a transaction, which PostgreSQL ends after 2 s.
+RUNS_S: Final = 6.0
+FROZEN_S: Final = 1.5
+# Left out: what was under way when it was frozen, and the rest that the command takes for the time in which it was.
+SETTLES_S: Final = 0.3
+_MAX_S: Final = 2700
 _FILL: Final = (
     """insert into method (method_id, version, course_id, segment_id, kind, name, active, visible, role, on_removal, deleted, event_id,
                            occurred_at)
@@ -50,9 +57,12 @@ _DAMAGE: Final = """update enrollment e set sources = jsonb_set(e.sources, array
   from method m where m.course_id = e.course_id and m.name = 'A method' and e.user_id < %(below)s::uuid"""
 
 
+Intervals = list[tuple[float, float]]
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Latencies of the events sent while something went on. Milliseconds."""
+    """Latencies of the events sent within some intervals. Milliseconds; seconds: of the intervals together."""
 
     beside: str
     seconds: float
@@ -94,19 +104,15 @@ class Traffic:
         if self._failed is not None:
             raise self._failed
 
-    def during(self, beside: str, began: float, ended: float) -> Span:
-        sent = [user for user, at in list(self.sent.items()) if began <= at < ended]
+    def during(self, beside: str, intervals: Intervals) -> Span:
+        sent = [user for user, at in list(self.sent.items()) if any(began <= at < ended for began, ended in intervals)]
+        if not sent:
+            raise WrongResult(f"{beside}: no event was sent meanwhile; give it fewer rows or a higher rate")
         wait_for(lambda: all(user in self.received for user in sent) or self._failed, "the changes of a span", 60, 0.2)
         taken = sorted((self.received[user] - self.sent[user]) * 1e3 for user in sent)
-        return Span(
-            beside,
-            ended - began,
-            len(taken),
-            taken[len(taken) // 2],
-            taken[int(len(taken) * 0.99)],
-            taken[-1],
-            os.getloadavg()[0],
-        )
+        seconds = sum(ended - began for began, ended in intervals)
+        p50, p99 = taken[len(taken) // 2], taken[int(len(taken) * 0.99)]
+        return Span(beside, seconds, len(taken), p50, p99, taken[-1], os.getloadavg()[0])
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -147,7 +153,6 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=2_000_000, help="enrollment rows (default: %(default)s)")
     parser.add_argument("--methods", type=int, default=200, help="that give them (default: %(default)s)")
     parser.add_argument("--rate", type=int, default=200, help="live events/s (default: %(default)s)")
-    parser.add_argument("--quiet", type=float, default=30, help="seconds before and after (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="(default: %(default)s)")
     return parser.parse_args()
 
@@ -177,36 +182,52 @@ def _measure(site: BenchSite, chosen: argparse.Namespace, say: Console) -> tuple
     traffic = Traffic(site, load, chosen.rate)
     spans, summaries = [], []
 
-    def beside(what: str, *command: str) -> None:
+    def beside(what: str, *arguments: str) -> None:
         say.print(what, highlight=False)
-        began = time.perf_counter()
-        if command:
-            summaries.append({"what": what, **_reconcile(site, *command)})
-        else:
-            time.sleep(chosen.quiet)
-        spans.append(traffic.during(what, began, time.perf_counter()))
+        with_it, without, summary = _reconcile(site, *arguments)
+        summaries.append({"what": what, "running_s": sum(ended - began for began, ended in with_it), **summary})
+        settled = [(began + FROZEN_S + SETTLES_S, ended) for began, ended in with_it if ended - began >= RUNS_S]
+        spans.append(traffic.during(f"{what}, running", settled))
+        spans.append(traffic.during(f"{what}, frozen", [(began + SETTLES_S, ended) for began, ended in without]))
 
     with traffic.running():
         time.sleep(WARM_UP_S)
-        beside("nothing")
-        beside("a dry run", "reconcile", "--dry-run", "--json")
-        beside("nothing, again")
+        beside("a dry run", "--dry-run")
         # One row of 256 gets a wrong role.
         _run(site, _DAMAGE % {"below": "'01000000-0000-0000-0000-000000000000'"})
         damaged = int(site.one("select count(*) from enrollment where sources::text like '%janitor%'")[0])
-        beside(f"a repair of {damaged:,}", "reconcile", "--json")
+        beside(f"a repair of {damaged:,}")
     expect("repaired", summaries[-1]["repaired"], {"different": damaged})
     expect("still damaged", site.one("select count(*) from enrollment where sources::text like '%janitor%'"), (0,))
     expect("found by the dry run", summaries[0]["found"], {})
     return spans, summaries
 
 
-def _reconcile(site: BenchSite, *command: str) -> dict[str, Any]:
-    done = site.command(*command)
-    if done.returncode:
-        raise WrongResult(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
-    summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return summary
+def _reconcile(site: BenchSite, *arguments: str) -> tuple[Intervals, Intervals, dict[str, Any]]:
+    """When it ran, when it was frozen, and its summary."""
+    with_it: Intervals = []
+    without: Intervals = []
+    with (
+        tempfile.TemporaryFile("w+") as output,
+        site.command("reconcile", "--json", *arguments, stdout=output) as process,
+    ):
+        while process.poll() is None:
+            began = time.perf_counter()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(RUNS_S)
+            with_it.append((began, time.perf_counter()))
+            if process.returncode is None:
+                process.send_signal(signal.SIGSTOP)
+                frozen = time.perf_counter()
+                time.sleep(FROZEN_S)
+                without.append((frozen, time.perf_counter()))
+                process.send_signal(signal.SIGCONT)
+        if process.returncode:
+            raise WrongResult(f"reconcile {' '.join(arguments)} ended with {process.returncode}")
+        output.seek(0)
+        *_, last = output
+    summary: dict[str, Any] = json.loads(last)
+    return with_it, without, summary
 
 
 def _run(site: BenchSite, *statements: str) -> None:
@@ -224,10 +245,9 @@ def _report(chosen: argparse.Namespace, spans: list[Span], summaries: list[dict[
     console = Console()
     console.print(table)
     for summary in summaries:
-        rate = summary["looked_at"] / summary["seconds"]
+        looked_at, seconds = summary["looked_at"], summary["running_s"]
         console.print(
-            f"{summary['what']}: {summary['looked_at']:,} keys in {summary['seconds']:,.0f} s ({rate:,.0f}/s)",
-            highlight=False,
+            f"{summary['what']}: {looked_at:,} keys in {seconds:,.0f} s ({looked_at / seconds:,.0f}/s)", highlight=False
         )
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"reconcile-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
 import psycopg
@@ -118,12 +118,9 @@ class BenchSite:
             if process.poll() is not None:
                 raise WrongResult(f"a worker ended with {process.returncode}: {log.read_text('utf-8')[-2000:]}")
 
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`sync-worker …` with this site's settings."""
-        return subprocess.run(
-            [sys.executable, "-m", "sync_worker", *arguments],
-            env=self._environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+    def command(self, *arguments: str, stdout: IO[str]) -> subprocess.Popen[bytes]:
+        """`sync-worker …` with this site's settings, started."""
+        return subprocess.Popen([sys.executable, "-m", "sync_worker", *arguments], env=self._environment, stdout=stdout)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
