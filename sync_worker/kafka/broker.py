@@ -224,7 +224,11 @@ class Broker:
         failure = self._faults.error(doing, failed)
         if isinstance(failure, RetryableError):
             # After an outage or an election librdkafka goes on asking by the leaders it knew, and waits for ever on the connection
-            # to a coordinator that it has given up. The old client goes when nobody is asking by it any more.
+            # to a coordinator that it has given up. The old client goes when nobody is asking by it any more: so the error, which its
+            # question holds on to, may not hold on to the frames that know the client. Otherwise the threads of a hundred clients
+            # pile up in an outage, until the collector comes by.
+            if isinstance(failed, Exception):
+                failed.__traceback__ = None
             self._admin = AdminClient(dict(self._config))
         return failure
 

@@ -1,0 +1,41 @@
+"""A broker that stays away costs no more and more: its clients are replaced, and those replaced are gone."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+
+from devstack.ports import HOST, free_port
+from sync_worker.errors import RetryableError
+from sync_worker.events import Partition
+from sync_worker.kafka.broker import Broker
+from sync_worker.settings import Settings
+
+
+def _threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def test_clients_that_were_replaced_in_an_outage_leave_no_threads() -> None:
+    settings = Settings(kafka_bootstrap_servers=f"{HOST}:{free_port()}", kafka_properties={"log_level": "0"})
+    broker = Broker(settings, timeout_s=0.2)
+    gc.collect()
+    gc.disable()  # what only the collector would end, stays
+    try:
+        for question in (
+            lambda: broker.topics(["nothing"]),
+            lambda: broker.earliest([Partition("nothing", 0)]),
+            broker.cluster_id,
+            lambda: broker.members("nobody"),
+            lambda: broker.topic_config("nothing"),
+        ):
+            before = _threads()
+            for _ in range(4):
+                with pytest.raises(RetryableError):
+                    question()
+            # One client more than before, while its successor is there already.
+            assert _threads() <= before + 5, question
+    finally:
+        gc.enable()
