@@ -49,6 +49,7 @@ def options() -> argparse.Namespace:
 
 def main() -> int:
     chosen = options()
+    ledger.tested()
     # What a client complains about while its service is away is no news here.
     logging.getLogger("psycopg").setLevel(logging.CRITICAL)
     match chosen.what:

@@ -10,6 +10,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,14 @@ def next_seed(path: Path = LEDGER) -> int:
 
 def head(what: str) -> dict[str, Any]:
     """What every line begins with: what it is, when, and of which commit; dirty where the worker's files differ from it."""
-    commit = _git("rev-parse", "--short", "HEAD")
-    dirty = bool(_git("status", "--porcelain", "--", *_TESTED))
+    commit, dirty = tested()
     return {"what": what, "at": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit, "dirty": dirty}
+
+
+@cache
+def tested() -> tuple[str, bool]:
+    """The commit, and whether the worker's files differ from it, when this was asked first: before anything is run."""
+    return _git("rev-parse", "--short", "HEAD"), bool(_git("status", "--porcelain", "--", *_TESTED))
 
 
 def line_of(result: Result) -> dict[str, Any]:
