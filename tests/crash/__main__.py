@@ -57,10 +57,12 @@ def _histories(places: Sequence[str], times: int, seed: int) -> Iterator[list[tu
     """Every place alone and every pair, a place with itself too, in an order drawn from the seed, until each was killed `times`."""
     random = Random(seed)
     count: Counter[str] = Counter()
-    while min(count[place] for place in places) < times:
+    while True:
         deaths = [*((place,) for place in places), *combinations_with_replacement(places, 2)]
         random.shuffle(deaths)
         for begin in range(0, len(deaths), DEATHS_PER_HISTORY):
+            if min(count[place] for place in places) >= times:
+                return
             part = deaths[begin : begin + DEATHS_PER_HISTORY]
             count.update(place for death in part for place in death)
             yield part
