@@ -31,14 +31,16 @@ from bench.report import RESULTS
 from bench.site import BenchSite, ChangesReader, new_site, wait_for
 from devstack import Stack
 from sync_worker.database.migrate import migrate
+from sync_worker.operations.reconciling import PAUSE_PER_STEP
 
 TEMPLATE: Final = "bench_template"
 WARM_UP_S: Final = 5.0
 # A frozen command may be in a transaction, which PostgreSQL ends after 2 s.
 RUNS_S: Final = 6.0
-FROZEN_S: Final = 1.5
+FROZEN_S: Final = 1.0
 # Left out: what was under way when it was frozen, and the rest that the command takes for the time in which it was.
-SETTLES_S: Final = 0.3
+SETTLES_S: Final = 0.2
+REST_S: Final = FROZEN_S * PAUSE_PER_STEP + SETTLES_S
 _MAX_S: Final = 2700
 _FILL: Final = (
     """insert into method (method_id, version, course_id, segment_id, kind, name, active, visible, role, on_removal, deleted, event_id,
@@ -186,7 +188,9 @@ def _measure(site: BenchSite, chosen: argparse.Namespace, say: Console) -> tuple
         say.print(what, highlight=False)
         with_it, without, summary = _reconcile(site, *arguments)
         summaries.append({"what": what, "running_s": sum(ended - began for began, ended in with_it), **summary})
-        settled = [(began + FROZEN_S + SETTLES_S, ended) for began, ended in with_it if ended - began >= RUNS_S]
+        # A longer interval is one in which this process was held up itself.
+        whole = [(began, ended) for began, ended in with_it if RUNS_S <= ended - began < RUNS_S + 0.5]
+        settled = [(began + REST_S, ended) for began, ended in whole]
         spans.append(traffic.during(f"{what}, running", settled))
         spans.append(traffic.during(f"{what}, frozen", [(began + SETTLES_S, ended) for began, ended in without]))
 

@@ -30,8 +30,8 @@ from sync_worker.settings import Settings
 
 _T = TypeVar("_T")
 
-# So much longer than a step took it is waited before the next: half of a session's time is left to others.
-PAUSE_PER_STEP: Final = 1.0
+# So many times as long as a step took it rests before the next: two thirds of a session's time are left to others.
+PAUSE_PER_STEP: Final = 2.0
 SAVE_EVERY_S: Final = 1.0
 # How many rows that are gone are remembered until the topic is asked about them, once for all.
 MAX_GONE: Final = 20_000
