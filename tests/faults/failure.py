@@ -28,7 +28,8 @@ def write(result: Result) -> Path:
 
 def _lines(result: Result) -> Iterator[str]:
     plan = result.plan
-    yield f"seed {plan.seed}: {len(result.violations)} violations; run it again with `make faults SEED={plan.seed}`"
+    again = f'make faults SEED={plan.seed} ARGS="--seconds {plan.options.duration_s:g} --faults {len(plan.faults)}"'
+    yield f"seed {plan.seed}: {len(result.violations)} violations; run it again with `{again}`"
     yield f"workers {plan.workers}, {plan.protocol} protocol, batches of {plan.batch_max_records}, registry {plan.registry}"
     yield f"logs: {result.directory}"
     yield ""

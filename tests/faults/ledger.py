@@ -59,6 +59,8 @@ def line_of(result: Result) -> dict[str, Any]:
         **head("run"),
         "seed": plan.seed,
         "seconds": round(result.seconds, 1),
+        "traffic_s": plan.options.duration_s,
+        "planned": len(plan.faults),
         "workers": plan.workers,
         "protocol": plan.protocol,
         "registry": plan.registry,

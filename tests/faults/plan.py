@@ -35,7 +35,7 @@ class Options:
     """What is asked for beside the seed."""
 
     duration_s: float = 25.0
-    faults: int = 40
+    faults: int = 60
     workers: int | None = None
     """None: the seed decides, 2 to 4."""
     registry: bool | None = None
