@@ -75,13 +75,10 @@ where (j.delta is not null or j.unknown) and coalesce(e.type, 'object') = 'objec
 
 -- :name lock_memberships
 -- As a backfill step does, for its reason: version 0 for who has none, so that a member being added elsewhere is waited for. After the
--- shared lock, under which a method's segment stays what it is. Whoever was erased meanwhile is not named again.
+-- shared lock, under which a method's segment stays what it is.
 insert into membership as s (segment_id, user_id, is_member, version)
 select distinct m.segment_id, p.user_id, false, 0 from unnest(%(methods)s::uuid[], %(users)s::uuid[]) p(method_id, user_id)
-join method m on m.method_id = p.method_id
-where coalesce((select true from membership k where k.segment_id = m.segment_id and k.user_id = p.user_id),
-               (select true from enrollment e where e.user_id = p.user_id limit 1), false)
-order by 1, 2
+join method m on m.method_id = p.method_id order by 1, 2
 on conflict (segment_id, user_id) do update set version = s.version where false
 
 -- :name lock_sources
