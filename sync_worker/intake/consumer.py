@@ -38,6 +38,8 @@ REJOIN_MAX_S = 30.0
 
 # A partition that was assigned a moment ago has no fetcher yet that could be told where to start.
 _NOT_YET = frozenset({KafkaError._STATE, KafkaError._PREV_IN_PROGRESS, KafkaError._IN_PROGRESS})
+# A batch that doesn't unpack, or unpacks to more than the client takes: it would be fetched again and again.
+_UNREADABLE = frozenset({KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG})
 _OUT_OF_RANGE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
 
 log = structlog.get_logger(__name__)
@@ -208,21 +210,21 @@ class Intake:
             elif error.code() == KafkaError._PARTITION_EOF:
                 lane = take(message, end_of_partition=True)
             else:
-                self._take_error(message, error)
-                continue
+                lane = self._take_error(message, error)
             if lane is not None:
                 held[lane.partition] = lane
         if held:
             self._pause(consumer, held.values())
         self._metrics.step_seconds.labels(Step.DECODE).observe(self._clock() - started)
 
-    def _take_error(self, message: Message, error: KafkaError) -> None:
+    def _take_error(self, message: Message, error: KafkaError) -> Lane | None:
+        """Raise what an error means; the lane, where it must fetch no more, None where the error passes."""
         number = message.partition()
         where = Partition(message.topic() or "", -1 if number is None else number)
         if error.code() in _OUT_OF_RANGE:
             lane = self._gathering.lanes.get(where)
             if lane is None or not lane.started:
-                return
+                return None
             raise FatalError(
                 f"position {lane.position} of {where} is outside of what the topic holds ({error.str()}): records were deleted "
                 "before they were applied (retention), or the topic was made anew. Say where to go on with `sync-worker positions reset`; "
@@ -230,11 +232,14 @@ class Intake:
             )
         if error.fatal():
             raise _ConsumerDead(error.str())
+        if error.code() in _UNREADABLE:
+            return self._gathering.unreadable(where, error.str())
         # That a topic is unknown is for the watch to judge, which asks for it by its id: a broker that starts knows none for a moment.
         failure = self._faults.waited_for("reading the input topics", error)
         if isinstance(failure, FatalError):
             raise failure
         log.warning("broker_trouble", partition=str(where), reason=str(failure))
+        return None
 
     # the applying thread's answers
 

@@ -9,11 +9,13 @@ from typing import Any
 
 from sync_worker.database.sessions import Session
 from sync_worker.database.statements import load
-from sync_worker.events import Record, Rejection
+from sync_worker.events import Headers, Record, Rejection
 
 SQL = load("sync_worker.intake", "statements.sql")
 
 MAX_DETAIL = 1000
+# A record of a few kilobytes may unpack to a gigabyte, which neither we nor PostgreSQL should have to hold several times over.
+MAX_KEPT_BYTES = 32 << 20
 
 
 def keep(session: Session, rejected: Iterable[tuple[Record, Rejection]]) -> None:
@@ -23,11 +25,9 @@ def keep(session: Session, rejected: Iterable[tuple[Record, Rejection]]) -> None
         message: Any = record.message
         # Never asked of the message again: see gathering.headers_of.
         headers = record.headers if record.headers is not None else ()
-        note = (
-            ""
-            if record.headers is not None
-            else "; its headers can't be read (a name that isn't UTF-8) and are left out"
-        )
+        key, value, headers, note = _kept(message.key(), message.value(), headers)
+        if record.headers is None:
+            note += "; its headers can't be read (a name that isn't UTF-8) and are left out"
         timestamp_type, timestamp_ms = message.timestamp()
         session.execute(
             SQL["dead_letter"],
@@ -36,12 +36,12 @@ def keep(session: Session, rejected: Iterable[tuple[Record, Rejection]]) -> None
                 "partition": record.partition.number,
                 "offset": message.offset(),
                 "timestamp_ms": timestamp_ms if timestamp_type else None,
-                "key": message.key(),
-                "value": message.value(),
+                "key": key,
+                "value": value,
                 "header_names": [_storable(name) for name, _ in headers],
                 "header_values": [value for _, value in headers],
                 "reason": str(reason),
-                "detail": _storable(detail + note)[:MAX_DETAIL],
+                "detail": _storable(detail[: MAX_DETAIL - len(note)] + note)[:MAX_DETAIL],
             },
         )
         counts[record.partition.topic, str(reason)] += 1
@@ -55,6 +55,15 @@ def keep(session: Session, rejected: Iterable[tuple[Record, Rejection]]) -> None
                 "records": [counts[key] for key in keys],
             },
         )
+
+
+def _kept(key: bytes | None, value: bytes, headers: Headers) -> tuple[bytes | None, bytes | None, Headers, str]:
+    """What of a record is kept: all of it up to the limit; beyond, not its value, nor key and headers where they alone exceed it."""
+    rest = len(key or b"") + sum(len(name) + len(content or b"") for name, content in headers)
+    if len(value) + rest <= MAX_KEPT_BYTES:
+        return key, value, headers, ""
+    note = f"; of its {len(value) + rest} bytes the value is not kept"
+    return (key, None, headers, note) if rest <= MAX_KEPT_BYTES else (None, None, (), f"{note}, nor key and headers")
 
 
 def _storable(text: str) -> str:

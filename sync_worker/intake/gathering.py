@@ -51,7 +51,7 @@ class Lane:
     waiting: deque[Waiting] = field(default_factory=deque)
     retry_at: float = 0.0
     retry_after_s: float = RETRY_FIRST_S
-    blocked: bool = False  # most of its records were rejected: an operator must look
+    blocked: str = ""  # why it stands still until an operator has looked
     behind: bool = False  # it is given what lies below its position: librdkafka starts somewhere else than it was told
 
     @property
@@ -61,7 +61,7 @@ class Lane:
     @property
     def held(self) -> bool:
         """Nothing more is to be fetched for it."""
-        return bool(self.waiting) or self.blocked
+        return bool(self.waiting) or bool(self.blocked)
 
 
 class Gathering:
@@ -181,7 +181,12 @@ class Gathering:
                 self._registry_trouble = str(error)
                 return False
             if self._guard is not None and self._guard.note(lane.partition, content, self._clock()):
-                self._block(lane)
+                # Rather a publisher's mistake than all of them garbage (design §6).
+                self._block(
+                    lane,
+                    f"more than half of the last records of {lane.partition} were rejected",
+                    "look at the dead letters; SYNC_WORKER_REJECTION_PAUSE=false and a restart let it go on",
+                )
         lane.position = offset + 1
         self._append(lane, Record(lane.partition, offset + 1, content, message, headers))
         return True
@@ -216,23 +221,29 @@ class Gathering:
             lane.waiting.popleft()
             lane.retry_after_s = RETRY_FIRST_S
 
-    def _block(self, lane: Lane) -> None:
-        """More than half of many records can't be applied: rather a publisher's mistake than all of them garbage (design §6)."""
+    def unreadable(self, partition: Partition, reason: str) -> Lane | None:
+        """The client can't read what is at the partition's position, now or ever; the lane, which fetches no more."""
+        lane = self.lanes.get(partition)
+        if lane is not None:
+            self._block(
+                lane,
+                f"what is at position {lane.position} of {lane.partition} can't be read: {reason}",
+                f"`sync-worker positions reset --topic {lane.partition.topic} --partition {lane.partition.number} --to OFFSET` goes on"
+                " behind it; docs/recovery.md says how",
+            )
+        return lane
+
+    def _block(self, lane: Lane, reason: str, next_step: str) -> None:
         if lane.blocked:
             return
-        lane.blocked = True
-        log.error(
-            "partition_stopped",
-            partition=str(lane.partition),
-            reason="more than half of its last records were rejected",
-            next_step="look at the dead letters; SYNC_WORKER_REJECTION_PAUSE=false and a restart let it go on",
-        )
+        lane.blocked = reason
+        log.error("partition_stopped", partition=str(lane.partition), reason=reason, next_step=next_step)
         self._say()
 
     def _say(self) -> None:
         """Readiness by what the lanes of now hold: a lane that moved to another worker takes its trouble along."""
-        blocked = sorted(str(lane.partition) for lane in self.lanes.values() if lane.blocked)
-        reason = f"more than half of the last records of {', '.join(blocked)} were rejected" if blocked else ""
+        blocked = sorted(lane.blocked for lane in self.lanes.values() if lane.blocked)
+        reason = "; ".join(blocked)
         self._health.set_ready("rejections", ok=not blocked, reason=reason)
         waiting = sorted(str(lane.partition) for lane in self.lanes.values() if lane.waiting and not lane.blocked)
         reason = f"{', '.join(waiting)}: {self._registry_trouble}" if waiting else ""

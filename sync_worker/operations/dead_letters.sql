@@ -18,8 +18,8 @@ using unnest(%(partitions)s::int[], %(earliest)s::bigint[]) i(partition, earlies
 where r.topic = %(topic)s and r.partition = i.partition and (r.topic_id <> %(topic_id)s or r.record_offset < i.earliest)
 
 -- :name kept
--- The bytes of a dead letter that was too large for its topic. Read again it may be there twice; the bytes are the same.
+-- The bytes of a dead letter that was too large for its topic, unless they were too many to be kept at all. Read again it may be there twice; the bytes are the same.
 select key, value, header_names, header_values from dead_letter
-where truncated and topic = %(topic)s and partition = %(partition)s and record_offset = %(offset)s and reason = %(reason)s
+where truncated and value is not null and topic = %(topic)s and partition = %(partition)s and record_offset = %(offset)s and reason = %(reason)s
   and record_timestamp_ms is not distinct from %(timestamp_ms)s
 order by id desc limit 1

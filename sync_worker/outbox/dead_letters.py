@@ -23,7 +23,7 @@ class DeadLetterRecord(NamedTuple):
 
 def dead_letter_record(row: tuple[Any, ...], max_bytes: int, *, without_value: bool = False) -> DeadLetterRecord:
     """The record for a row of `dead_letter`; where it is larger than `max_bytes` without its value, if need be headers and key."""
-    _, topic, partition, offset, timestamp_ms, key, value, names, values, reason, detail = row
+    _, topic, partition, offset, timestamp_ms, key, value, names, values, reason, detail, _ = row
     own: list[Header] = list(zip(names, values, strict=True))
     why: list[Header] = [
         ("dlq_reason", reason.encode()),
@@ -34,7 +34,8 @@ def dead_letter_record(row: tuple[Any, ...], max_bytes: int, *, without_value: b
         ("dlq_timestamp", str(timestamp_ms if timestamp_ms is not None else "").encode()),
     ]
     whole = DeadLetterRecord(key, value, own + why, truncated=False)
-    if not without_value and _size(whole) <= max_bytes:
+    # No dead letter had no value: one that is missing was too large to be read, or to be kept.
+    if value is not None and not without_value and _size(whole) <= max_bytes:
         return whole
     why.append(("dlq_truncated", b"true"))
     for candidate in (

@@ -123,7 +123,7 @@ class Term:
         topic = self._settings.changes_topic
         encode = self._encoder.encode
         ids = [row.dead_letter_id for row in chunk if row.dead_letter_id is not None]
-        dead_letters = self._windows.dead_letters(ids) if ids else {}
+        dead_letters = self._windows.dead_letters(ids, self._dead_letter_bytes) if ids else {}
         for row in chunk:
             if row.change is not None:
                 encoded = encode(row.change)
@@ -143,5 +143,5 @@ class Term:
         record = dead_letter_record(row, self._dead_letter_bytes, without_value=id_ in self._too_large)
         if record.truncated:
             self._windows.mark_truncated(id_)
-            log.warning("dead_letter_truncated", dead_letter_id=id_, bytes=len(row[6] or b""))
+            log.warning("dead_letter_truncated", dead_letter_id=id_, bytes=row[-1])
         return self._settings.dead_letters_topic, record.key, record.value, record.headers, id_

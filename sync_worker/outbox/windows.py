@@ -130,8 +130,10 @@ class Windows:
         self._session.execute(SQL["window_forget"], {"number": window.number}, prepare=True)
         return removed
 
-    def dead_letters(self, ids: list[int]) -> dict[int, tuple[Any, ...]]:
-        return {row[0]: row for row in self._session.execute(SQL["dead_letters"], {"ids": ids}).fetchall()}
+    def dead_letters(self, ids: list[int], most: int) -> dict[int, tuple[Any, ...]]:
+        """The rows of these; without the values that are larger than `most`."""
+        wanted = {"ids": ids, "most": most}
+        return {row[0]: row for row in self._session.execute(SQL["dead_letters"], wanted, binary=True).fetchall()}
 
     def dead_letter_sizes(self, ids: list[int]) -> dict[int, int]:
         """Bytes of key and value of each."""

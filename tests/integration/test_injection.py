@@ -149,10 +149,10 @@ def test_a_console_log_cannot_be_steered(hostile: Hostile) -> None:
 
 COMMANDS: dict[str, Callable[[Hostile], list[list[str]]]] = {
     "status": lambda _: [["status"], ["status", "--json"]],
+    # Each way once for some of the texts: a command takes seconds to start on a busy machine.
     "explain": lambda h: [
-        [*("explain", made.course_id, user), *more]
-        for made, user in zip(h.methods, h.users, strict=True)
-        for more in ((), ("--json",), ("--history",))
+        ["explain", made.course_id, user, *(["--json"] if number % 3 == 0 else ["--history"] if number % 3 == 1 else [])]
+        for number, (made, user) in enumerate(zip(h.methods, h.users, strict=True))
     ],
     "tail": lambda _: [["tail", "--from-beginning", "--until-end"], ["tail", "--dead-letters", "--from-beginning", "--until-end"]],
     "dlq": lambda _: [["dlq", "list"], ["dlq", "list", "--json"]],
@@ -175,10 +175,9 @@ def test_preview_of_a_hostile_method_is_words_alone(hostile: Hostile, tmp_path: 
         file = tmp_path / "method.json"
         _, fields = to_record(replace(made, version=2, role=f"{made.role}."))
         file.write_text(json.dumps(fields), "utf-8")
-        for more in ((), ("--json",)):
-            done = hostile.site.command("preview", str(file), *more)
-            assert done.returncode == 0, done.stderr
-            assert ACTS.search(done.stdout + done.stderr) is None
+        done = hostile.site.command("preview", str(file))
+        assert done.returncode == 0, done.stderr
+        assert ACTS.search(done.stdout + done.stderr) is None
 
 
 def test_the_page_and_the_documents_hold_the_texts_as_texts(hostile: Hostile) -> None:
@@ -193,25 +192,17 @@ def test_the_page_and_the_documents_hold_the_texts_as_texts(hostile: Hostile) ->
     json.loads(httpx.get(f"{base}/status.json", timeout=30).text)
 
 
+WRONG = ("MEMBERSHIP_TOPIC", "LOG_LEVEL", "HTTP_PORT", "SCHEMA_REGISTRY_URL", "KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL")
+
+
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_setting_that_is_none_is_named_on_one_line(hostile: Hostile, text: str) -> None:
-    for name in (
-        "MEMBERSHIP_TOPIC",
-        "LOG_LEVEL",
-        "HTTP_PORT",
-        "SCHEMA_REGISTRY_URL",
-        "KAFKA_BOOTSTRAP_SERVERS",
-        "DATABASE_URL",
-    ):
-        environment = hostile.site.environment | {f"SYNC_WORKER_{name}": text}
-        done = subprocess.run(
-            [sys.executable, "-m", "sync_worker", "status"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 2, done.stderr
-        assert f"SYNC_WORKER_{name}" in done.stderr
-        assert ACTS.search(done.stderr) is None
-        assert "forged" not in [line.split()[0] for line in done.stderr.splitlines() if line.split()]
+def test_settings_that_are_none_are_named_each_on_a_line(hostile: Hostile, text: str) -> None:
+    environment = hostile.site.environment | {f"SYNC_WORKER_{name}": text for name in WRONG}
+    done = subprocess.run(
+        [sys.executable, "-m", "sync_worker", "status"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 + len(WRONG)
+    assert all(sum(f"SYNC_WORKER_{name}:" in line for line in lines) == 1 for name in WRONG)
+    assert ACTS.search(done.stderr) is None
