@@ -93,8 +93,14 @@ select k.n::int, f.status, f.role
 from unnest(%(courses)s::uuid[], %(users)s::uuid[], %(sources)s::text[]) with ordinality k(course_id, user_id, source, n),
 lateral (select * from source f where f.course_id = k.course_id and f.user_id = k.user_id and f.source = k.source offset 0) f
 
+-- :name unlock_memberships
+-- What was only a place to lock goes again, and whoever waited for it inserts their own: somebody who was erased since they were looked at
+-- must not be named once more.
+delete from membership s using unnest(%(methods)s::uuid[], %(users)s::uuid[]) p(method_id, user_id), method m
+where m.method_id = p.method_id and s.segment_id = m.segment_id and s.user_id = p.user_id and s.version = 0
+
 -- :name unlock_sources
--- What was only a place to lock goes again; whoever waited for it inserts its own.
+-- The same.
 delete from source f using unnest(%(courses)s::uuid[], %(users)s::uuid[], %(sources)s::text[]) k(course_id, user_id, source)
 where f.course_id = k.course_id and f.user_id = k.user_id and f.source = k.source and f.version = 0
 

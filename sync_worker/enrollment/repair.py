@@ -101,20 +101,30 @@ def _malformed(session: Session, keys: Sequence[Key]) -> list[Key]:
 def _lock(session: Session, keys: Iterable[Key]) -> None:
     """The facts that decide on these contributions, memberships before sources, each in key order (design §3)."""
     session.execute(CONVERGE["lock_shared"], prepare=True)
-    ordered = sorted(keys)
-    if by_method := [key for key in ordered if _METHOD.fullmatch(key.source)]:
-        pairs = {
-            "methods": uuids([UUID(key.source).bytes for key in by_method]),
-            "users": uuids([key.user for key in by_method]),
-        }
+    pairs, others = _facts_of(keys)
+    if pairs:
         session.execute(SQL["lock_memberships"], pairs, prepare=True)
-    if others := [key for key in ordered if not _METHOD.fullmatch(key.source)]:
-        session.execute(SQL["lock_sources"], columns(others), prepare=True)
+    if others:
+        session.execute(SQL["lock_sources"], others, prepare=True)
 
 
 def _unlock(session: Session, keys: Iterable[Key]) -> None:
-    if others := [key for key in keys if not _METHOD.fullmatch(key.source)]:
-        session.execute(SQL["unlock_sources"], columns(others), prepare=True)
+    """Take back what was put there to be locked; the locks themselves last until the commit."""
+    pairs, others = _facts_of(keys)
+    if pairs:
+        session.execute(SQL["unlock_memberships"], pairs, prepare=True)
+    if others:
+        session.execute(SQL["unlock_sources"], others, prepare=True)
+
+
+def _facts_of(keys: Iterable[Key]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As the statements take them: methods with users, and other sources; empty where there are none."""
+    ordered = sorted(keys)
+    methods = [key for key in ordered if _METHOD.fullmatch(key.source)]
+    others = [key for key in ordered if not _METHOD.fullmatch(key.source)]
+    ids = uuids([UUID(key.source).bytes for key in methods])
+    pairs = {"methods": ids, "users": uuids([key.user for key in methods])}
+    return pairs if methods else {}, columns(others) if others else {}
 
 
 def _settle(session: Session, keys: list[Key], malformed: list[Key], *, make_rows: bool = False) -> Repair:

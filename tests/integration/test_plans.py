@@ -30,7 +30,7 @@ HOT = [
     )),
     *(("reconcile", name) for name in (
         "members", "sources", "rows", "differences", "malformed", "strip", "hand_made_clear", "versions_behind",
-        "lock_memberships", "lock_sources", "source_facts", "unlock_sources",
+        "lock_memberships", "lock_sources", "source_facts", "unlock_memberships", "unlock_sources",
     )),
     *(("intake", name) for name in ("positions_lock", "positions_move", "positions")),
 ]  # fmt: skip

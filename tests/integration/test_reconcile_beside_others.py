@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from uuid import UUID
 
 import pytest
 
-from sync_worker.enrollment.reconcile import SQL, Scope
+from sync_worker.enrollment.erase import erase_person, find
+from sync_worker.enrollment.reconcile import SQL, Difference, Key, Kind, Scope
+from sync_worker.enrollment.repair import repair
 from sync_worker.operations.reconciling import Reconciliation
 from sync_worker.operations.tally import Finding
 from tests.model.events import Event
@@ -150,6 +153,24 @@ def test_a_method_that_changes_is_waited_for_and_its_backfill_left_to_the_worker
     assert bare_site.enrollments() == {}
     assert other.finish_backfills() == 5
     assert_rows_equal_model(bare_site, model_of([enabled], people, [renamed]))
+
+
+def test_somebody_who_was_erased_since_they_were_looked_at_is_not_named_again(
+    bare_site: Site, writer: MakeWriter
+) -> None:
+    enabled = method(new_id(), new_id())
+    one = writer()
+    one.batch(enabled)
+    one.batch(member(enabled.segment_id, user := new_id(), 1), source(enabled.course_id, user, 1))
+    damage(bare_site, "update enrollment set sources = '{}'")
+    found = [
+        Difference(Kind.MISSING, Key(UUID(enabled.course_id).bytes, UUID(user).bytes, name))
+        for name in (enabled.method_id, "manual")
+    ]
+    erase_person(one.session, UUID(user), "test")
+    with one.session.transaction():
+        assert repair(one.session, found).found == []
+    assert not find(one.session, UUID(user)).erasable
 
 
 # ── beside workers ──────────────────────────────────────────────────────────────────────────────────────────────────
