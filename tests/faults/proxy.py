@@ -166,9 +166,10 @@ class Proxy:
             self._links.discard(link)
             for pump in pumps:
                 pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+            # Before anything is awaited: this task may be cancelled there, and nobody else knows of these ends any more.
             for end in link.writers:
                 end.close()
+            await asyncio.gather(*pumps, return_exceptions=True)
 
     async def _pump(
         self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, to_server: bool

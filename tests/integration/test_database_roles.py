@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psycopg
 import pytest
 
+from tests.model.events import to_record
 from tests.support.facts import member, method, new_id, suspension
 from tests.support.sessions import Writer, chain_in_outbox
 from tests.support.site import Site, wait_for
@@ -106,3 +109,88 @@ def test_a_worker_that_has_the_app_role_alone_does_everything_and_may_change_no_
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     app.execute(forbidden)
     assert len(site.changes()) == 2
+
+
+def test_every_command_of_operators_works_with_the_app_role_alone(
+    make_site: Callable[..., Site], tmp_path: Path
+) -> None:
+    site = make_site(removal_hold_min="3")
+    enabled = method(new_id(), new_id(), group_id=new_id())
+    users = [new_id() for _ in range(8)]
+    with _login(site, "sync_worker_app") as url:
+        site.environment["SYNC_WORKER_DATABASE_URL"] = url
+        worker = site.start_worker()
+        site.produce([enabled, *(member(enabled.segment_id, user, 1) for user in users)])
+        site.produce_raw("membership", b"garbage")
+        site.wait_settled()
+        # All leave at once, and are held.
+        site.produce([member(enabled.segment_id, user, 2, is_member=False) for user in users])
+        site.wait_settled()
+        (tmp_path / "method.json").write_text(json.dumps(to_record(enabled)[1]), "utf-8")
+        (tmp_path / "members.csv").write_text(f"segment_id,user_id\n{enabled.segment_id},{new_id()}\n", "utf-8")
+        (letter,) = site.dead_letters()
+        site.query("update enrollment set sources = '{}' where user_id = %s returning 1", users[0])
+        commands = [
+            ("status",),
+            ("explain", enabled.course_id, users[0]),
+            ("preview", str(tmp_path / "method.json")),
+            ("reconcile",),
+            ("holds", "list"),
+            ("holds", "release", enabled.segment_id, "--yes"),
+            ("members", "import", str(tmp_path / "members.csv")),
+            ("dlq", "list"),
+            ("dlq", "replay", f"{letter.partition}:{letter.offset}", "--unchecked"),
+            ("versions", "find"),
+            ("relay", "show"),
+            ("republish",),
+            ("erase", users[1], "--yes"),
+            ("positions", "show"),
+        ]
+        failed = {command: done.stderr for command in commands if (done := site.command(*command)).returncode != 0}
+        assert failed == {}
+        site.wait_settled()
+        assert worker.terminate() == 0
+        reset = site.command("positions", "reset", "--to", "earliest", "--yes")
+        assert reset.returncode == 0, reset.stderr
+        denied = site.command("migrate")
+        assert denied.returncode == 1
+        assert "lacks a right" in denied.stderr
+
+
+def test_no_role_of_the_worker_may_change_what_the_schema_is(site: Site) -> None:
+    schema = (
+        "select relname as name, relkind::text as kind from pg_class where relnamespace = 'sync_worker'::regnamespace"
+    )
+    before = site.query(f"{schema} order by 1")
+    tables = [row["name"] for row in before if row["kind"] in {"r", "p"}]
+    views = [row["name"] for row in before if row["kind"] == "v"]
+    with psycopg.connect(
+        site.database_url
+    ) as owner:  # without a search_path, so that names and types come with their schema
+        found = owner.execute(
+            "select oid::regprocedure::text from pg_proc where pronamespace = 'sync_worker'::regnamespace"
+        )
+        functions = [name for (name,) in found]
+    assert len(tables) > 15
+    assert len(views) == 2
+    assert functions
+    changes = [
+        "create table sync_worker.other ()",
+        "create view sync_worker.other as select 1",
+        "create function sync_worker.other() returns int language sql return 1",
+        "create schema other",
+        "create role other",
+        "alter schema sync_worker rename to other",
+        "drop schema sync_worker cascade",
+        *(f"alter table sync_worker.{table} add other int" for table in tables),
+        *(f"drop table sync_worker.{table} cascade" for table in tables),
+        *(f"create index on sync_worker.{table} ((1))" for table in tables),
+        *(f"drop view sync_worker.{view} cascade" for view in views),
+        *(f"drop routine {function} cascade" for function in functions),
+    ]
+    for group_role in ("sync_worker_app", "sync_worker_reader", "sync_worker_group_editor"):
+        with _login(site, group_role) as url, psycopg.connect(url, autocommit=True) as user:
+            for change in changes:
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    user.execute(change)
+    assert site.query(f"{schema} order by 1") == before
