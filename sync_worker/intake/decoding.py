@@ -16,6 +16,7 @@ from fastavro.read import SchemaResolutionError
 from sync_worker.errors import InvalidRecord, RejectionReason
 from sync_worker.events import NAMESPACE, Event, Headers, RecordName
 from sync_worker.intake.framing import frame_of, read_headers
+from sync_worker.intake.membership import has_layout, membership_at
 from sync_worker.intake.validation import BUILDERS, Build, Datum, invalid, shown
 from sync_worker.schema.avro import AvroSchema
 from sync_worker.schema.registry import Registry
@@ -26,6 +27,8 @@ from sync_worker.settings import Settings
 
 Read = Callable[[bytes, int, str | None], Event]
 """From a value, the offset of its datum and the traceparent to the event."""
+
+_MEMBERSHIPS = {RecordName.MEMBER_ADDED: True, RecordName.MEMBER_REMOVED: False}
 
 # What fastavro raises for bytes that are not a datum: cut short, a length or index out of range, not UTF-8.
 _DATUM_FAULTS = (EOFError, IndexError, ValueError, TypeError, KeyError, OverflowError)
@@ -106,7 +109,9 @@ class Decoder:
             return partial(_wrong_type, f"a {shown_name} does not belong to {topic}; {allowed} of {NAMESPACE} do")
         ours = self._schemas.current[name]
         if schema.fingerprint == ours.fingerprint and schema.reproducible:
-            return _direct_reader(schema, BUILDERS[name])
+            read = _direct_reader(schema, BUILDERS[name])
+            is_membership = name in _MEMBERSHIPS and has_layout(schema)
+            return _short_reader(read, is_member=_MEMBERSHIPS[name]) if is_membership else read
         return _resolving_reader(schema, ours, BUILDERS[name])
 
 
@@ -133,6 +138,13 @@ def _direct_reader(schema: AvroSchema, build: Build) -> Read:
         return build(datum, traceparent)
 
     return read
+
+
+def _short_reader(read: Read, *, is_member: bool) -> Read:
+    def short(value: bytes, start: int, traceparent: str | None) -> Event:
+        return membership_at(value, start, traceparent, is_member=is_member) or read(value, start, traceparent)
+
+    return short
 
 
 def _resolving_reader(schema: AvroSchema, ours: AvroSchema, build: Build) -> Read:

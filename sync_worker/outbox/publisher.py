@@ -58,6 +58,8 @@ class Publisher:
             "retry.backoff.ms": 2,
             "retry.backoff.max.ms": 5,
             "delivery.timeout.ms": int(TRANSACTION_TIMEOUT_S * 1000),
+            # Without it a Message is made for each record, only to say that nothing is wrong.
+            "delivery.report.only.error": True,
         }
         if logger is not None:
             settings["logger"] = logger
