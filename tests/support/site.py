@@ -31,6 +31,7 @@ from tests.support.kafka import KafkaRecord, read_all
 from tests.support.wire import decode_change, encode
 
 SETTLE_TIMEOUT_S = 60.0
+PROGRAM = (sys.executable, "-m", "sync_worker")
 _TOPIC_SETTINGS = ("membership", "methods", "sources", "changes", "dead_letters", "cursor")
 _DEFAULT_TOPICS = {
     "segments.membership": "membership",
@@ -59,11 +60,13 @@ class Change(NamedTuple):
 class WorkerProcess:
     """`python -m sync_worker run` as an operator starts it."""
 
-    def __init__(self, environment: Mapping[str, str], log: Path, *options: str) -> None:
+    def __init__(
+        self, environment: Mapping[str, str], log: Path, *options: str, program: Sequence[str] = PROGRAM
+    ) -> None:
         self.log_path = log
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sync_worker", "run", *options],
+                [*program, "run", *options],
                 env=dict(environment),
                 stdout=stream,
                 stderr=stream,
@@ -129,6 +132,7 @@ class Site:
         }
         self.settings = Settings.model_validate(own)
         self.workers: list[WorkerProcess] = []
+        self.program: Sequence[str] = PROGRAM  # another installation's, to test that one
         self._producer: Producer | None = None
 
     # services
@@ -146,7 +150,9 @@ class Site:
         environment = self.environment | {f"SYNC_WORKER_{name.upper()}": value for name, value in settings.items()}
         if failpoints:
             environment["SYNC_WORKER_TEST_FAILPOINTS"] = failpoints
-        worker = WorkerProcess(environment, self.directory / f"worker-{len(self.workers)}.log", *options)
+        worker = WorkerProcess(
+            environment, self.directory / f"worker-{len(self.workers)}.log", *options, program=self.program
+        )
         self.workers.append(worker)
         return worker
 
@@ -160,7 +166,7 @@ class Site:
     ) -> subprocess.CompletedProcess[str]:
         """`sync-worker …` with this site's settings."""
         return subprocess.run(
-            [sys.executable, "-m", "sync_worker", *arguments],
+            [*self.program, *arguments],
             env=self.environment,
             input=stdin,
             capture_output=True,

@@ -2,8 +2,8 @@
 
 In a Markdown file, a block ```<language> file=NAME is a file in the reader's folder, and a block ```console holds commands
 (`$ …`) with what they print: `…` stands for anything within a line, a line of `…` alone for any lines; widths of columns
-don't count. Nothing else may be needed to follow the document than what it says, so nothing is done here but waiting
-where a reader would wait.
+don't count. A last line `^C` interrupts a command once it has printed what stands before. Nothing else may be needed to
+follow the document than what it says, so nothing is done here but waiting where a reader would wait.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import signal
 import subprocess
 import termios
 import threading
@@ -22,6 +23,7 @@ from pathlib import Path
 _FENCE = re.compile(r"^```(?P<language>[\w-]*)(?P<rest>.*)$")
 _STYLE = re.compile("\x1b\\[[0-9;]*m")
 COLUMNS = 150
+INTERRUPT = "^C"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +101,23 @@ def follow(
             instead[step.text]()
             continue
         settle()
-        printed = run_on_a_terminal(step.text, folder, environment)
-        problem = difference(step.expected, printed)
+        goes_on = step.expected[-1:] == [INTERRUPT]
+        expected = step.expected[:-1] if goes_on else step.expected
+        printed = run_on_a_terminal(step.text, folder, environment, until=expected if goes_on else None)
+        problem = difference(expected, printed)
         assert problem is None, f"{document.name}:{step.line}: $ {step.text}\n{problem}\n--- it printed\n" + "\n".join(
             printed
         )
     return commands
 
 
-def run_on_a_terminal(command: str, folder: Path, environment: Mapping[str, str]) -> list[str]:
-    """What a shell command prints where stdout is a terminal, then what it said to stderr; trailing space removed."""
+def run_on_a_terminal(
+    command: str, folder: Path, environment: Mapping[str, str], until: list[str] | None = None
+) -> list[str]:
+    """What a shell command prints where stdout is a terminal, then what it said to stderr; trailing space removed.
+
+    until: what it prints before it is interrupted, as somebody with Ctrl-C would; None: it ends by itself.
+    """
     ours, theirs = pty.openpty()
     attributes = termios.tcgetattr(theirs)
     attributes[1] &= ~termios.OPOST  # no carriage returns
@@ -117,7 +126,13 @@ def run_on_a_terminal(command: str, folder: Path, environment: Mapping[str, str]
     shown = {**environment, "COLUMNS": str(COLUMNS), "TERM": "xterm", "NO_COLOR": "1"}
     output = b""
     with subprocess.Popen(
-        ["bash", "-c", command], cwd=folder, env=shown, stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.PIPE
+        ["bash", "-c", command],
+        cwd=folder,
+        env=shown,
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     ) as process:
         os.close(theirs)
         said: list[bytes] = []
@@ -129,10 +144,16 @@ def run_on_a_terminal(command: str, folder: Path, environment: Mapping[str, str]
         with suppress(OSError):
             while part := os.read(ours, 65536):
                 output += part
+                if until is not None and difference(until, _lines(output)) is None:
+                    os.killpg(process.pid, signal.SIGINT)
+                    until = None
         os.close(ours)
         reader.join()
-    text = _STYLE.sub("", output.decode("utf-8", "replace")) + said[0].decode("utf-8", "replace")
-    return [line.rstrip() for line in text.splitlines()]
+    return _lines(output + said[0])
+
+
+def _lines(output: bytes) -> list[str]:
+    return [line.rstrip() for line in _STYLE.sub("", output.decode("utf-8", "replace")).splitlines()]
 
 
 def difference(expected: list[str], printed: list[str]) -> str | None:

@@ -91,3 +91,9 @@ def test_the_same(expected: list[str], printed: list[str]) -> None:
 )
 def test_not_the_same(expected: list[str], printed: list[str]) -> None:
     assert difference(expected, printed) is not None
+
+
+def test_a_command_that_goes_on_is_interrupted_once_it_has_printed_what_is_shown(tmp_path: Path) -> None:
+    document = tmp_path / "story.md"
+    document.write_text("```console\n$ echo here; exec sleep 1000\nhere\n^C\n```\n", "utf-8")
+    assert follow(document, tmp_path, {"PATH": "/usr/bin:/bin"}, instead={}, settle=lambda: None) == 1
