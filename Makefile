@@ -49,8 +49,8 @@ imports: $(READY) ## the import contracts of pyproject.toml
 
 check: lint types imports test ## what CI runs
 
-bench: $(READY) ## first figures: end to end beside the ceiling of the bare SQL
-	$(BIN)/python -m bench $(ARGS)
+bench: $(READY) ## measure a case, or all of them in about an hour (CASE=throughput; ARGS=--help tells its sizes)
+	$(BIN)/python -m bench run $(CASE) $(ARGS)
 
 fuzz: $(READY) ## hostile bytes for framing, decoding and schemas (INPUTS=10000000)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \

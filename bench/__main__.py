@@ -1,9 +1,11 @@
-"""`python -m bench`: runs the cases on a durable native stack and says what they came to.
+"""`python -m bench run|report`: measures, and shows what was measured.
 
 Exit code 1 where a round went wrong: then there are no figures.
 """
 
 import argparse
+import dataclasses
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -11,104 +13,90 @@ from typing import Any
 
 from rich.console import Console
 
+from bench import machine, report, results
+from bench.cases import CASES
 from bench.errors import WrongResult
-from bench.latency import latency
-from bench.load import Load
-from bench.machine import calibrate
-from bench.report import CEILING, Report
-from bench.throughput import ceiling, end_to_end
+from bench.frame import Case, Ground, run
 from devstack import Stack
-from sync_worker.database.migrate import migrate
-
-CASES = ("throughput", "throughput-5", "latency")
-TEMPLATE = "bench_template"
+from devstack.stack import Kind, choose_kind
 
 
-def options() -> argparse.Namespace:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--case", choices=CASES, action="append", help="which (several times for several); default: all"
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_run(commands.add_parser("run", help="measure cases"))
+    shown = commands.add_parser("report", help="write docs/performance.md and its plots from kept results")
+    shown.add_argument(
+        "files", nargs="*", type=Path, help="results to keep, in the place of the case's; default: those kept"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="of each kind, alternating (default: %(default)s)")
-    parser.add_argument(
-        "--events",
-        type=int,
-        default=25_000,
-        help="memberships per phase; a fifth with 5 methods (default: %(default)s)",
-    )
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="(default: 1 2)")
-    parser.add_argument("--rate", type=int, default=500, help="events/s of the latency case (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=10, help="of the latency case (default: %(default)s)")
-    parser.add_argument(
-        "--setting",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="of the workers, as in contract §4, lower case",
-    )
-    parser.add_argument("--markdown", action="store_true", help="print Markdown instead of tables")
-    return parser.parse_args()
+    chosen = parser.parse_args(arguments)
+    match chosen.command:
+        case "run":
+            return _run(chosen)
+        case _:
+            return report.write(chosen.files)
 
 
-def main() -> int:
-    chosen = options()
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    cases = parser.add_subparsers(dest="case", metavar="CASE", help="default: all, one after another")
+    everything = cases.add_parser("all", help="all of them")
+    _add_common(everything)
+    for case in CASES.values():
+        one = cases.add_parser(case.name, help=case.title, description=f"{case.title}. {case.about}")
+        _add_common(one)
+        for size in dataclasses.fields(case.sizes):
+            default: Any = size.default
+            many = isinstance(default, tuple)
+            of = type(default[0] if many else default)
+            one.add_argument(
+                f"--{size.name.replace('_', '-')}", type=of, nargs="+" if many else None, default=size.default,
+                help=f"{size.metadata['help']} (default: %(default)s)",
+            )  # fmt: skip
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, help="of each variant, alternating (default: the case's)")
+    parser.add_argument(
+        "--setting", action="append", default=[], metavar="NAME=VALUE", help="of the workers, as in contract §4, lower case"
+    )  # fmt: skip
+    parser.add_argument(
+        "--doctored", default="", metavar="MUTANT", help="of tests/faults/mutants: a wrong worker, to be refused"
+    )
+
+
+def _run(chosen: argparse.Namespace) -> int:
     say = Console(stderr=True)
-    report = Report(vars(chosen))
-    try:
-        with Stack.start(kind="native", durable=True) as stack, tempfile.TemporaryDirectory() as folder:
-            migrate(stack.postgres.create_database(TEMPLATE))
-            report.noise.append(calibrate())
-            for case in chosen.case or CASES:
-                if case == "latency":
-                    _latency(report, stack, Path(folder), chosen, say)
-                else:
-                    _throughput(report, stack, Path(folder), chosen, say, methods=5 if case == "throughput-5" else 1)
-                report.noise.append(calibrate())
-    except WrongResult as wrong:
-        say.print(f"[red]wrong result, no figures:[/red] {wrong}", highlight=False)
-        return 1
-    if chosen.markdown:
-        sys.stdout.write(report.markdown())
-    else:
-        report.show(Console())
-    say.print(f"JSON: {report.write_json()}", soft_wrap=True)
+    for case in CASES.values() if chosen.case in {None, "all"} else [CASES[chosen.case]]:
+        sizes = case.sizes(**{
+            size.name: tuple(value) if isinstance(value, list) else value
+            for size in dataclasses.fields(case.sizes)
+            if (value := getattr(chosen, size.name, size.default)) is not None
+        })  # fmt: skip
+        rounds = getattr(chosen, "rounds", None) or case.rounds
+        settings = dict(setting.split("=", 1) for setting in getattr(chosen, "setting", []))
+        try:
+            path = _measure(case, sizes, rounds, settings, getattr(chosen, "doctored", ""), say)
+        except WrongResult as wrong:
+            say.print(f"[red]wrong result, no figures:[/red] {wrong}", highlight=False, markup=True)
+            return 1
+        report.show(results.read(path), Console())
+        say.print(f"JSON: {path}", soft_wrap=True)
     return 0
 
 
-def _throughput(
-    report: Report, stack: Stack, folder: Path, chosen: argparse.Namespace, say: Console, *, methods: int
-) -> None:
-    users = chosen.events if methods == 1 else chosen.events // methods
-    settings = _settings(chosen)
-    for round_ in range(chosen.rounds):
-        # A new seed each time, the same for all that are compared in a round.
-        spans = ceiling(stack, TEMPLATE, folder, Load(users, methods, seed=round_))
-        _keep(report, say, methods, CEILING, round_, spans)
-        for workers in chosen.workers:
-            what = f"end to end, {workers} worker{'s' if workers > 1 else ''}"
-            spans = end_to_end(stack, TEMPLATE, folder, Load(users, methods, seed=round_), workers, **settings)
-            _keep(report, say, methods, what, round_, spans)
-
-
-def _keep(report: Report, say: Console, methods: int, what: str, round_: int, spans: list[Any]) -> None:
-    report.throughput += [(methods, what, round_, span) for span in spans]
-    rates = ", ".join(f"{span.phase} {span.rate:,.0f}/s" for span in spans)
-    say.print(f"round {round_ + 1}, {methods} per segment, {what}: {rates}", highlight=False)
-
-
-def _latency(report: Report, stack: Stack, folder: Path, chosen: argparse.Namespace, say: Console) -> None:
-    for round_ in range(chosen.rounds):
-        found = latency(stack, TEMPLATE, folder, chosen.rate, chosen.seconds / chosen.rounds, **_settings(chosen))
-        report.latencies.append(found)
-        say.print(
-            f"round {round_ + 1}, {chosen.rate}/s: p50 {found.p50:.1f} ms, p99 {found.p99:.1f} ms", highlight=False
-        )
-
-
-def _settings(chosen: argparse.Namespace) -> dict[str, str]:
-    return dict(setting.split("=", 1) for setting in chosen.setting)
+def _measure(case: Case, sizes: Any, rounds: int, settings: dict[str, str], doctored: str, say: Console) -> Path:
+    kind = Kind.EXTERNAL if choose_kind() is Kind.EXTERNAL else Kind.NATIVE
+    say.print(f"{case.name}: {case.title}, {rounds} rounds", highlight=False)
+    with (
+        Stack.start(kind=kind, durable=True, postgres_parameters=case.parameters) as stack,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        ground = Ground(stack, Path(folder), lambda text: say.print(f"  {text}", highlight=False), settings, doctored)
+        found = run(case, ground, sizes, rounds)
+        command = shlex.join(["python", "-m", "bench", *sys.argv[1:]])
+        return results.keep(case, command, rounds, sizes, settings, machine.card(stack), found)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What is published: methods, and memberships that each touch every method of one segment, so that what must come of it is known.
 
-The same facts as Kafka records and as decoded records for the bare SQL. Encoded before any clock runs; must never depend
-on the worker's own encoder.
+The same facts as Kafka records, as decoded records for the bare SQL, and as the sequential model's events. Encoded before any
+clock runs; must never depend on the worker's own encoder.
 """
 
 import json
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,6 +19,7 @@ import fastavro
 from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 from sync_worker.events import CourseId, EventId, Membership, Method, MethodId, Partition, Record, SegmentId, UserId
+from tests.model.events import MembershipChanged, MethodChanged
 
 SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
 START_US = 1_767_225_600_000_000
@@ -33,12 +35,16 @@ class Published:
 
 @dataclass(frozen=True)
 class Load:
-    """`users` people, each of them in one of `segments` segments, each of which has `methods` methods in courses of their own."""
+    """`users` people, each of them in one of `segments` segments, each of which has `methods` methods in courses of their own.
+
+    zipf: the second segment has half as many people as the first, the third a third, and so on.
+    """
 
     users: int
     methods: int
     segments: int = 100
     seed: int = 1
+    zipf: bool = False
     _random: Random = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -68,15 +74,48 @@ class Load:
     @cached_property
     def people(self) -> list[tuple[bytes, bytes]]:
         """(segment, user) of each membership."""
-        return [(self.segment_ids[n % self.segments], self._id()) for n in range(self.users)]
+        return self._people()
 
-    def memberships(self, *, is_member: bool, version: int) -> list[Membership]:
+    @cached_property
+    def newcomers(self) -> list[tuple[bytes, bytes]]:
+        """Half as many, of whom nobody knew before `mixed`."""
+        return self._people()[: self.users // 2]
+
+    @cached_property
+    def phases(self) -> dict[str, list[Membership]]:
+        """By name, each of `users` events that touch each their own people: what comes of them doesn't depend on how they are cut."""
+        half = self.users // 2
+        leaving, staying = self.people[:half], self.people[half:]
+        mixed = zip(
+            self._membership(leaving, 2, is_member=False),
+            self._membership(self.newcomers, 1, is_member=True),
+            strict=True,
+        )
+        return {
+            "adds": self._membership(self.people, 1, is_member=True),
+            "mixed": list(chain.from_iterable(mixed)),
+            "removes": self._membership([*staying, *self.newcomers], 2, is_member=False),
+        }  # fmt: skip
+
+    def _people(self) -> list[tuple[bytes, bytes]]:
+        if self.zipf:
+            weights = [1 / rank for rank in range(1, self.segments + 1)]
+            segments = self._random.choices(self.segment_ids, weights, k=self.users)
+        else:
+            segments = [self.segment_ids[n % self.segments] for n in range(self.users)]
+        return [(segment, self._id()) for segment in segments]
+
+    def _membership(self, people: list[tuple[bytes, bytes]], version: int, *, is_member: bool) -> list[Membership]:
         return [
             Membership(
                 SegmentId(segment), UserId(user), is_member, version, EventId(self._id()), START_US + version, None
             )
-            for segment, user in self.people
+            for segment, user in people
         ]
+
+    def memberships(self, *, is_member: bool, version: int) -> list[Membership]:
+        """Everybody's."""
+        return self._membership(self.people, version, is_member=is_member)
 
     def _id(self) -> bytes:
         return UUID(int=self._random.getrandbits(128), version=4).bytes
@@ -88,6 +127,13 @@ def as_records(events: list[Membership]) -> list[Record]:
     return [Record(partition, n, event) for n, event in enumerate(events, start=1)]
 
 
+def as_model(event: Membership | Method) -> MembershipChanged | MethodChanged:
+    """As the sequential model takes it."""
+    fields = _as_text(event)
+    del fields["traceparent"]
+    return MethodChanged(**fields) if isinstance(event, Method) else MembershipChanged(**fields)
+
+
 def as_published(events: list[Membership] | list[Method]) -> list[Published]:
     """As a publisher sends them, in single-object encoding."""
     return list(_published(events))
@@ -95,10 +141,7 @@ def as_published(events: list[Membership] | list[Method]) -> list[Published]:
 
 def _published(events: list[Membership] | list[Method]) -> Iterator[Published]:
     for event in events:
-        fields = {
-            name: str(UUID(bytes=value)) if isinstance(value, bytes) else value
-            for name, value in event._asdict().items()
-        }
+        fields = _as_text(event)
         if isinstance(event, Method):
             name, key = "EnrollmentMethodChanged", fields["method_id"]
         else:
@@ -108,6 +151,12 @@ def _published(events: list[Membership] | list[Method]) -> Iterator[Published]:
         buffer.seek(len(prefix))
         fastavro.schemaless_writer(buffer, parsed, fields)
         yield Published(key.encode(), buffer.getvalue())
+
+
+def _as_text(event: Membership | Method) -> dict[str, Any]:
+    return {
+        name: str(UUID(bytes=value)) if isinstance(value, bytes) else value for name, value in event._asdict().items()
+    }
 
 
 @cache

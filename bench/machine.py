@@ -1,9 +1,10 @@
-"""What the machine did meanwhile: CPU time by service, and how noisy it is by itself.
+"""What the machine is, what it did meanwhile: CPU time by service, and how noisy it is by itself.
 
 Reads counters only; must never take noticeable time of its own while a clock runs.
 """
 
 import os
+import platform
 import statistics
 import tempfile
 import time
@@ -11,10 +12,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import confluent_kafka
 import psutil
+import psycopg
 
 from devstack import Stack
+from devstack.errors import DevstackError
+from devstack.parts import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +41,15 @@ class CpuSeconds:
 
 
 def cpu_seconds(stack: Stack, workers: Sequence[int]) -> CpuSeconds:
-    """workers: process ids."""
-    return CpuSeconds(_tree(stack.postgres.pid), _tree(stack.kafka.pid), sum(_tree(pid) for pid in workers))
+    """workers: process ids. Not a number for services that run on another machine."""
+    return CpuSeconds(_of_service(stack.postgres), _of_service(stack.kafka), sum(_tree(pid) for pid in workers))
+
+
+def _of_service(part: Part) -> float:
+    try:
+        return _tree(part.pid)
+    except DevstackError:
+        return float("nan")
 
 
 def _tree(pid: int) -> float:
@@ -49,6 +62,43 @@ def _tree(pid: int) -> float:
             its = child.cpu_times()
             total += its.user + its.system
     return float(total)
+
+
+_SHOWN = (
+    "server_version",
+    "shared_buffers",
+    "fsync",
+    "synchronous_commit",
+    "full_page_writes",
+    "wal_compression",
+    "max_wal_size",
+)
+
+
+def card(stack: Stack) -> dict[str, Any]:
+    """What the figures were measured on."""
+    with psycopg.connect(stack.postgres.url(), autocommit=True) as session:
+        rows = session.execute(
+            "select name, current_setting(name) from unnest(%s::text[]) name", (list(_SHOWN),)
+        ).fetchall()
+    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return {
+        "processors": os.cpu_count(),
+        "processor": names[0] if names else platform.processor(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "librdkafka": confluent_kafka.libversion()[0],
+        "services": str(stack.kind),
+        "postgresql": dict(rows),
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text("utf-8").splitlines()
+    except FileNotFoundError:  # not Linux
+        return []
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from bench.errors import WrongResult, expect
 from bench.load import Load, as_published
-from bench.report import RESULTS
+from bench.results import RESULTS
 from bench.site import BenchSite, ChangesReader, new_site, wait_for
 from devstack import Stack
 from sync_worker.database.migrate import migrate

@@ -1,143 +1,135 @@
-"""What a run came to: a table for the terminal, JSON for machines, Markdown for the documents.
+"""What runs came to: tables for the terminal, Markdown and plots for docs/performance.md.
 
 Minimum, median and maximum over the rounds. Must never round a figure to a better one than was measured, nor leave out a round.
 """
 
-import json
-import os
-import platform
-import statistics
-from collections import defaultdict
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from bench.latency import Latency
-from bench.machine import Noise
-from bench.throughput import Span
+from bench import plots
+from bench.cases import CASES
+from bench.frame import Case, Figure
+from bench.results import KEPT, Result, Spread, read
 
-RESULTS = Path(__file__).with_name("results")
-CEILING = "bare SQL, one session"
-COLUMNS = (
-    "phase",
-    "what",
-    "events/s min / median / max",
-    "of the ceiling",
-    "CPU µs per event = PostgreSQL + Kafka + workers",
-)
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+IMAGES = DOCUMENT.parent / "images" / "bench"
+BEGIN, END = "<!-- measured: written by `python -m bench report` -->", "<!-- /measured -->"
 
 
-@dataclass(slots=True)
-class Report:
-    """Everything measured in one run, in the order it was."""
+def show(result: Result, console: Console) -> None:
+    """On the terminal."""
+    case = CASES[result.case]
+    for group, columns, rows in _tables(case, result):
+        table = Table(*columns, title=group)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    table = Table(*_NOISE, title="the machine by itself")
+    for row in _noise(result):
+        table.add_row(*row)
+    console.print(table)
 
-    options: dict[str, Any]
-    throughput: list[tuple[int, str, int, Span]] = field(default_factory=list)  # methods, what, round, span
-    latencies: list[Latency] = field(default_factory=list)
-    noise: list[Noise] = field(default_factory=list)
 
-    def rows(self, methods: int) -> list[tuple[str, ...]]:
-        """The throughput table for so many methods per segment."""
-        groups: defaultdict[tuple[str, str], dict[int, Span]] = defaultdict(dict)
-        for of, what, round_, span in self.throughput:
-            if of == methods:
-                groups[span.phase, what][round_] = span
-        rows: list[tuple[str, ...]] = []
-        for (phase, what), spans in sorted(groups.items(), key=lambda item: _PHASES.index(item[0][0])):
-            rates = sorted(span.rate for span in spans.values())
-            ceilings = groups.get((phase, CEILING), {})
-            ratios = [span.rate / ceilings[round_].rate for round_, span in spans.items() if round_ in ceilings]
-            cpu = [span.cpu.us_per(span.events) for span in spans.values()]
-            total, *parts = (f"{statistics.median(each[part] for each in cpu):.1f}" for part in _PARTS)
-            rows.append((
-                phase, what, " / ".join(f"{rate:,.0f}" for rate in (rates[0], statistics.median(rates), rates[-1])),
-                f"{statistics.median(ratios):.2f}" if ratios and what != CEILING else "",
-                f"{total} = {' + '.join(parts)}" if what != CEILING else parts[0],
-            ))  # fmt: skip
-        return rows
+def write(files: Sequence[Path]) -> int:
+    """Keep these results, each in the place of its case's, and write the document's measured part from all that are kept."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copyfile(file, KEPT / f"{read(file).case}.json")
+    found = {path.stem: read(path) for path in KEPT.glob("*.json")}
+    parts = [_section(CASES[name], found[name]) for name in CASES if name in found]
+    text = DOCUMENT.read_text("utf-8")
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    if not rest:
+        sys.stderr.write(f"{DOCUMENT} has no line {BEGIN}\n")
+        return 1
+    DOCUMENT.write_text(f"{head}{BEGIN}\n\n" + "\n".join(parts) + f"\n{END}{tail}", "utf-8")
+    return 0
 
-    def latency_rows(self) -> list[tuple[str, ...]]:
-        return [
-            tuple(f"{value:,.1f}" for value in (each.rate, each.achieved, each.p50, each.p99, each.max))
-            for each in self.latencies
+
+def _section(case: Case, result: Result) -> str:
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    picture = IMAGES / f"{case.name}.svg"
+    plots.draw(case, result, picture)
+    lines = [
+        f"## {case.title}", "", case.about, "",
+        f"`make bench CASE={case.name}`; measured {result.started} by `{result.command}`, {result.rounds} rounds, sizes {_sizes(result)}"
+        + (f", settings {result.settings}" if result.settings else "") + ".", "",
+        f"![{case.title}](images/bench/{picture.name})", "",
+    ]  # fmt: skip
+    for group, columns, rows in _tables(case, result):
+        lines += [f"**{group}**", "", *_markdown(columns, rows), ""]
+    lines += ["The machine by itself: " + _machine(result), "", *_markdown(_NOISE, list(_noise(result))), ""]
+    return "\n".join(lines)
+
+
+def _sizes(result: Result) -> str:
+    return ", ".join(
+        f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in result.sizes.items()
+    )
+
+
+def _machine(result: Result) -> str:
+    card: dict[str, Any] = result.machine
+    postgresql = ", ".join(f"{name} {value}" for name, value in card["postgresql"].items())
+    return (
+        f"{card['processors']} of {card['processor']}, {card['memory_gib']} GiB, Linux {card['kernel']}, Python {card['python']}, "
+        f"librdkafka {card['librdkafka']}, PostgreSQL with {postgresql}; Kafka, PostgreSQL, workers and publisher share it."
+    )
+
+
+def _tables(case: Case, result: Result) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+    for group in result.groups:
+        shown = [
+            figure for figure in case.figures
+            if any(result.spread(group, variant, figure.name) for variant in result.variants(group))
+        ]  # fmt: skip
+        columns = ["variant", *(figure.heading for figure in shown)]
+        if case.reference in result.variants(group):
+            columns.insert(2, "ratio")
+        rows = [
+            _row(case, result, group, variant, shown, with_ratio="ratio" in columns)
+            for variant in result.variants(group)
         ]
-
-    def noise_rows(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                when,
-                *(" / ".join(f"{value:g}" for value in three) for three in (each.cpu_ms, each.fsync_ms, each.wake_ms)),
-                f"{each.load:.1f}",
-            )
-            for when, each in zip(("before", *("between",) * (len(self.noise) - 2), "after"), self.noise, strict=False)
-        ]
-
-    def show(self, console: Console) -> None:
-        for title, columns, rows in self._tables():
-            table = Table(*columns, title=title)
-            for row in rows:
-                table.add_row(*row)
-            console.print(table)
-
-    def markdown(self) -> str:
-        parts = []
-        for title, columns, rows in self._tables():
-            lines = [
-                f"**{title}**",
-                "",
-                "| " + " | ".join(columns) + " |",
-                "| " + " | ".join("---" for _ in columns) + " |",
-            ]
-            parts.append("\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]))
-        return "\n\n".join(parts) + "\n"
-
-    def write_json(self) -> Path:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
-        spans = [
-            {"methods": methods, "what": what, "round": round_, **asdict(span), "events_per_s": span.rate}
-            for methods, what, round_, span in self.throughput
-        ]
-        document = {
-            "options": self.options, "machine": _machine(), "throughput": spans,
-            "latency": [asdict(each) for each in self.latencies], "noise": [asdict(each) for each in self.noise],
-        }  # fmt: skip
-        path.write_text(json.dumps(document, indent=1), "utf-8")
-        return path
-
-    def _tables(self) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-        tables: list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]] = []
-        for methods in sorted({of for of, *_ in self.throughput}):
-            title = (
-                f"{methods} method{'s' if methods > 1 else ''} per segment, {self.options['rounds']} alternating rounds"
-            )
-            tables.append((title, COLUMNS, self.rows(methods)))
-        if self.latencies:
-            columns = ("events/s", "achieved", "p50 ms", "p99 ms", "max ms")
-            tables.append(("Publish to EnrollmentChanged, one worker", columns, self.latency_rows()))
-        columns = (
-            "noise",
-            "CPU ms min / median / max",
-            "fsync ms min / median / p99",
-            "late ms min / median / p99",
-            "load",
-        )
-        tables.append(("The machine by itself", columns, self.noise_rows()))
-        return tables
+        yield group, tuple(columns), rows
 
 
-_PHASES = ("adds", "removes", "replay")
-_PARTS = ("all", "postgres", "kafka", "workers")
+def _row(
+    case: Case, result: Result, group: str, variant: str, shown: Sequence[Figure], *, with_ratio: bool
+) -> tuple[str, ...]:
+    cells = [_cell(result.spread(group, variant, figure.name), figure) for figure in shown]
+    if with_ratio:
+        ratio = None if variant == case.reference else result.ratio(group, variant, case.reference, shown[0].name)
+        cells.insert(1, "" if ratio is None else f"{ratio:.2f}")
+    return variant, *cells
 
 
-def _machine() -> dict[str, Any]:
-    return {
-        "cpus": os.cpu_count(),
-        "architecture": platform.machine(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-    }
+def _cell(spread: Spread | None, figure: Figure) -> str:
+    if spread is None:
+        return ""
+    low, median, high = (f"{value:,.{figure.digits}f}" for value in (spread.low, spread.median, spread.high))
+    return median if low == high else f"{low} / {median} / {high}"
+
+
+_NOISE = ("noise", "CPU ms min / median / max", "fsync ms min / median / p99", "late ms min / median / p99", "load")
+
+
+def _noise(result: Result) -> Iterator[tuple[str, ...]]:
+    for n, each in enumerate(result.noise):
+        three = (" / ".join(f"{value:g}" for value in each[name]) for name in ("cpu_ms", "fsync_ms", "wake_ms"))
+        yield ("before" if n == 0 else f"after round {n}", *three, f"{each['load']:.1f}")
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(columns)} |",
+        f"| {' | '.join('---' for _ in columns)} |",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]

@@ -4,12 +4,13 @@ Workers are processes as an operator starts them. They are frozen while records 
 records waiting and workers warm; a frozen worker must be woken well within its session's length.
 """
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -49,18 +50,23 @@ def wait_for(condition: Callable[[], object], what: str, timeout_s: float = TIME
 class BenchSite:
     """Made by `new_site`."""
 
-    def __init__(self, stack: Stack, database_url: str, directory: Path, extra: dict[str, str]) -> None:
+    def __init__(
+        self, stack: Stack, database_url: str, directory: Path, extra: dict[str, str], *, worker_url: str, doctored: str
+    ) -> None:
         name = uuid4().hex[:8]
+        self.name = name
         self.stack = stack
         self.database_url = database_url
         self._directory = directory
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("SYNC_WORKER_")},
             "SYNC_WORKER_KAFKA_BOOTSTRAP_SERVERS": stack.kafka.bootstrap_servers,
-            "SYNC_WORKER_DATABASE_URL": database_url,
+            "SYNC_WORKER_DATABASE_URL": worker_url,
             "SYNC_WORKER_CONSUMER_GROUP": f"bench-{name}",
             "SYNC_WORKER_HTTP_PORT": "-1",
             "SYNC_WORKER_LOG_FORMAT": "json",
+            # A bench empties segments; the breaker would rightly hold that.
+            "SYNC_WORKER_REMOVAL_HOLD_MIN": "1000000000",
             **{f"SYNC_WORKER_{topic.upper()}_TOPIC": f"{name}.{topic}" for topic in _TOPICS},
             **extra,
         }
@@ -70,6 +76,7 @@ class BenchSite:
             if key.startswith("SYNC_WORKER_")
         }
         self.settings = Settings(**own)  # type: ignore[arg-type]  # pydantic reads each from text
+        self._program = ["-m", "tests.faults.mutants.run", doctored] if doctored else ["-m", "sync_worker"]
         self._workers: list[tuple[subprocess.Popen[bytes], Path]] = []
         self._producer = Producer(
             {
@@ -91,13 +98,30 @@ class BenchSite:
     def start_workers(self, number: int) -> None:
         """Until each of them has partitions whose positions it knows."""
         for _ in range(number):
-            log = self._directory / f"worker-{uuid4().hex[:6]}.log"
-            with log.open("wb") as stream:
-                command = [sys.executable, "-m", "sync_worker", "run"]
-                self._workers.append(
-                    (subprocess.Popen(command, env=self._environment, stdout=stream, stderr=stream), log)
-                )
+            self.spawn_worker()
         wait_for(self._shared_out, "the workers share the partitions", 60, 0.1)
+
+    def spawn_worker(self) -> subprocess.Popen[bytes]:
+        """One more, not waited for."""
+        log = self._directory / f"worker-{uuid4().hex[:6]}.log"
+        with log.open("wb") as stream:
+            command = [sys.executable, *self._program, "run"]
+            process = subprocess.Popen(command, env=self._environment, stdout=stream, stderr=stream)
+        self._workers.append((process, log))
+        return process
+
+    def stop_worker(self) -> None:
+        """The last that was started leaves as an operator lets it: with SIGTERM."""
+        process, log = self._workers.pop()
+        process.terminate()
+        if process.wait(60):
+            raise WrongResult(f"a worker ended with {process.returncode}: {log.read_text('utf-8')[-2000:]}")
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The lines of this event in the logs of the workers that run."""
+        mark = f'"event": "{event}"'
+        lines = (line for _, log in self._workers for line in log.read_text("utf-8").splitlines() if mark in line)
+        return [json.loads(line) for line in lines]
 
     def _shared_out(self) -> bool:
         self.check_workers()
@@ -172,9 +196,18 @@ class BenchSite:
         assert row is not None
         return row
 
+    def execute(self, *statements: str) -> None:
+        with psycopg.connect(self.database_url, autocommit=True, options="-c search_path=sync_worker") as session:
+            for statement in statements:
+                session.execute(statement.encode())
+
     def applied(self) -> int:
         """How many records the positions have passed."""
         return int(self.one("select coalesce(sum(next_offset), 0) from position")[0])
+
+    def published(self) -> bool:
+        """Is nothing left that the relay has begun to publish?"""
+        return bool(self.one("select count(*) = 0 from relay_window where not published")[0])
 
     def changes_reader(self) -> "ChangesReader":
         return ChangesReader(self.stack.kafka.bootstrap_servers, self.settings.changes_topic)
@@ -218,15 +251,31 @@ class ChangesReader:
 
 
 @contextmanager
-def new_site(stack: Stack, template: str, directory: Path, **settings: str) -> Iterator[BenchSite]:
-    """Settings by the names of contract §4, in lower case."""
+def new_site(
+    stack: Stack,
+    template: str,
+    directory: Path,
+    settings: Mapping[str, str] = {},
+    *,
+    worker_url: Callable[[str], str] | None = None,
+    doctored: str = "",
+) -> Iterator[BenchSite]:
+    """settings: by the names of contract §4, in lower case. worker_url: by which way workers reach the database, from its URL.
+
+    doctored: one of tests/faults/mutants in the workers' place, which every case must refuse to give figures of.
+    """
     name = f"bench_{uuid4().hex[:8]}"
     url = stack.postgres.create_database(name, template)
     try:
         with psycopg.connect(url, autocommit=True) as session:
             session.execute("checkpoint")
         site = BenchSite(
-            stack, url, directory, {f"SYNC_WORKER_{key.upper()}": value for key, value in settings.items()}
+            stack,
+            url,
+            directory,
+            {f"SYNC_WORKER_{key.upper()}": value for key, value in settings.items()},
+            worker_url=worker_url(url) if worker_url else url,
+            doctored=doctored,
         )
         try:
             yield site

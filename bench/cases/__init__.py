@@ -1,0 +1,6 @@
+"""The cases of `python -m bench run`, in the order in which all of them run."""
+
+from bench.cases import latency, throughput
+from bench.frame import Case
+
+CASES: dict[str, Case] = {case.name: case for case in (throughput.CASE, latency.CASE)}

@@ -1,0 +1,134 @@
+"""Is what a round ended in what the sequential model says, and is every EnrollmentChanged there once?
+
+The model (tests/model) is the judge, and the definition of an event's id in the contract; nothing here may ask the worker's code.
+What differs raises WrongResult: the round's figures don't count.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import NAMESPACE_DNS, uuid5
+
+import psycopg
+from confluent_kafka import Message
+
+from bench.errors import WrongResult, expect
+from bench.load import Load, as_model
+from bench.site import BenchSite, ChangesReader
+from tests.model.model import Enrollment, Model, Pair
+from tests.support.wire import decode_change
+
+_NAMESPACE = uuid5(NAMESPACE_DNS, "user-segment-sync")
+_ROWS = """select course_id::text, user_id::text, status, roles, groups::text[], suspended_in_course, sources, version
+  from course_enrollment"""
+_VERSIONS = "select course_id::text, user_id::text, version from enrollment where version > 0"
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the database holds after a phase, and how many changes were emitted up to then."""
+
+    enrollments: Mapping[Pair, Enrollment]
+    versions: Mapping[Pair, int]
+    members: int
+    changes: int
+
+
+def expected_of(load: Load) -> dict[str, Expected]:
+    """By phase of the load, and of `replay`, which changes nothing."""
+    model, found = Model(), {}
+    model.apply_batch(as_model(event) for event in load.method_events)
+    for phase, events in load.phases.items():
+        model.apply_batch(as_model(event) for event in events)
+        members = sum(each.is_member for each in model.memberships.values())
+        found[phase] = Expected(model.enrollments, model.versions, members, len(model.changes))
+    return {**found, "replay": found["removes"]}
+
+
+def check_rows(site: BenchSite, expected: Expected, phase: str) -> None:
+    """Every row and version, members, and no dead letter."""
+    with psycopg.connect(site.database_url, autocommit=True, options="-c search_path=sync_worker") as session:
+        rows = session.execute(_ROWS).fetchall()
+        versions = {(course, user): version for course, user, version in session.execute(_VERSIONS)}
+    wrong = [
+        (row[:2], row[2:], should)
+        for row in rows
+        if (should := expected.enrollments.get((row[0], row[1]))) is None or not _same(row[2:], should)
+    ]
+    if wrong:
+        raise WrongResult(f"{len(wrong)} rows are wrong after {phase}; the first: {wrong[0]}")
+    expect(f"rows after {phase}", len(rows), len(expected.enrollments))
+    if versions != expected.versions:
+        pair = next(
+            pair for pair in expected.versions.keys() | versions if versions.get(pair) != expected.versions.get(pair)
+        )
+        raise WrongResult(f"{pair} has version {versions.get(pair)} after {phase}, expected {expected.versions.get(pair)}")  # fmt: skip
+    found = site.one(
+        "select (select count(*) from membership where is_member), (select count(*) from dead_letter_count)"
+    )
+    expect(f"members and kinds of dead letters after {phase}", found, (expected.members, 0))
+
+
+def _same(row: tuple[Any, ...], should: Enrollment) -> bool:
+    status, roles, groups, suspended, sources, version = row
+    return (
+        (status, tuple(roles), tuple(groups), suspended, version)
+        == (should.status, should.roles, should.groups, should.suspended_in_course, should.version)
+        and sources == {source: asdict(each) for source, each in should.sources.items()}
+    )  # fmt: skip
+
+
+class Chains:
+    """What was published, key by key: each change must have the id of the next version, so none is lost, doubled or out of order."""
+
+    def __init__(self) -> None:
+        self.versions: Counter[bytes] = Counter()
+        self.statuses: dict[bytes, str] = {}
+        self._after: defaultdict[bytes, Any] = defaultdict(lambda: None)
+
+    def take(self, messages: Iterable[Message], *, decoded: bool) -> None:
+        """decoded: also the value is read, whose `before` must be the `after` of the version before."""
+        for message in messages:
+            key = message.key() or b""
+            self.versions[key] += 1
+            version = self.versions[key]
+            event_id = str(uuid5(_NAMESPACE, f"{key.decode()}:{version}"))
+            if dict(message.headers() or ())["ce_id"] != event_id.encode():
+                raise WrongResult(
+                    f"change {version} of {key!r} is not its version {version}: lost, doubled or out of order"
+                )
+            if decoded:
+                self._look_into(key, version, message.value() or b"")
+
+    def _look_into(self, key: Any, version: int, value: Any) -> None:
+        event = decode_change(value)
+        before, after = event["before"], event["after"]
+        if (event["version"], f"{event['course_id']}:{event['user_id']}".encode()) != (version, key):
+            raise WrongResult(f"{key!r} carries version {event['version']} of {event['course_id']}:{event['user_id']}")
+        known = self._after[key]
+        if before != known and not (known is None and before["status"] == "ABSENT"):
+            raise WrongResult(f"version {version} of {key!r} begins with {before}, the one before ended with {known}")
+        self._after[key] = after
+        self.statuses[key] = after["status"]
+
+
+def check_topic(
+    reader: ChangesReader, versions: Mapping[Pair, int], enrollments: Mapping[Pair, Enrollment], *, decoded: bool = True
+) -> None:
+    """The whole topic from its beginning: per key the versions 1, 2, 3 … up to the row's, and where decoded what the row shows."""
+    chains = Chains()
+    total = sum(versions.values())
+    # Once all are there, a moment more for what must not be.
+    while messages := reader.some(5.0 if reader.count < total else 0.3):
+        chains.take(messages, decoded=decoded)
+    expect("changes in the topic", reader.count, total)
+    should = {f"{course}:{user}".encode(): version for (course, user), version in versions.items()}
+    if chains.versions != should:
+        key = next(key for key in should.keys() | chains.versions if should.get(key) != chains.versions.get(key))
+        raise WrongResult(
+            f"{key!r} ends with version {chains.versions.get(key)} in the topic, expected {should.get(key)}"
+        )
+    if decoded:
+        present = {f"{course}:{user}".encode(): each.status for (course, user), each in enrollments.items()}
+        expect("last states in the topic", {k: v for k, v in chains.statuses.items() if v != "ABSENT"} == present, True)

@@ -1,0 +1,119 @@
+"""The frame of every case: variants that take turns in several rounds, on one stack, with the machine's noise measured around each.
+
+A case says what it varies and which figures it gives; what is done with them is results.py's and report.py's. A round whose result
+is not the one expected raises WrongResult, and then the run has no figures at all.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.machine import Noise, calibrate
+from bench.site import BenchSite, new_site
+from devstack import Stack
+from sync_worker.database.migrate import migrate
+
+TEMPLATE = "bench_template"
+
+Figures = dict[str, float]
+"""By name; the unit is part of the name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """How a figure is shown. `digits`: behind the point."""
+
+    name: str
+    heading: str
+    digits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a case is measured on. settings: of the workers, by the names of contract §4. doctored: a mutant in the workers' place."""
+
+    stack: Stack
+    folder: Path
+    say: Callable[[str], None]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    doctored: str = ""
+
+    @contextmanager
+    def site(self, *, worker_url: Callable[[str], str] | None = None, **settings: str) -> Iterator[BenchSite]:
+        """worker_url: by which way the workers reach the database, from its URL."""
+        with new_site(
+            self.stack,
+            TEMPLATE,
+            self.folder,
+            {**self.settings, **settings},
+            worker_url=worker_url,
+            doctored=self.doctored,
+        ) as site:
+            yield site
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One of what is compared. measure: figures by group (what is compared among itself), for a round's number."""
+
+    name: str
+    measure: Callable[[int], dict[str, Figures]]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One of `python -m bench run`. sizes: a dataclass whose fields, with their defaults, are the options."""
+
+    name: str
+    title: str
+    about: str
+    sizes: type[Any]
+    variants: Callable[[Ground, Any], list[Variant]]
+    figures: tuple[Figure, ...]
+    reference: str = ""
+    """The variant that the first figure of the others is given as a ratio to, within a group and round."""
+    rounds: int = 3
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    """PostgreSQL's own, as far as a case needs other ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The figures of one variant in one round."""
+
+    group: str
+    variant: str
+    round: int
+    figures: Figures
+
+
+@dataclass(slots=True)
+class Run:
+    """Everything measured in one run of a case, in the order it was."""
+
+    measured: list[Measured] = field(default_factory=list)
+    noise: list[Noise] = field(default_factory=list)
+
+
+def run(case: Case, ground: Ground, sizes: Any, rounds: int) -> Run:
+    """Variants alternate; every other round goes backwards, so that who comes after whom isn't always the same."""
+    found = Run()
+    migrate(ground.stack.postgres.create_database(TEMPLATE))
+    variants = case.variants(ground, sizes)
+    found.noise.append(calibrate())
+    for round_ in range(rounds):
+        for variant in _in_turn(variants, round_):
+            for group, figures in variant.measure(round_).items():
+                found.measured.append(Measured(group, variant.name, round_, figures))
+                first = case.figures[0]
+                value = figures.get(first.name)
+                shown = "" if value is None else f" {value:,.{first.digits}f} {first.heading}"
+                ground.say(f"round {round_ + 1}/{rounds}, {group}, {variant.name}:{shown}")
+        found.noise.append(calibrate())
+    return found
+
+
+def _in_turn(variants: Sequence[Variant], round_: int) -> Sequence[Variant]:
+    return variants if round_ % 2 == 0 else variants[::-1]
