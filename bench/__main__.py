@@ -15,10 +15,13 @@ from rich.console import Console
 
 from bench import machine, report, results
 from bench.cases import CASES
+from bench.cases.throughput import maximum
 from bench.errors import WrongResult
 from bench.frame import Case, Ground, run
 from devstack import Stack
 from devstack.stack import Kind, choose_kind
+
+WARM_UP = 30_000
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,6 +60,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--warm-up", type=int, default=WARM_UP, help="events before the first round (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, help="of each variant, alternating (default: the case's)")
     parser.add_argument(
         "--setting", action="append", default=[], metavar="NAME=VALUE", help="of the workers, as in contract §4, lower case"
@@ -77,7 +83,7 @@ def _run(chosen: argparse.Namespace) -> int:
         rounds = getattr(chosen, "rounds", None) or case.rounds
         settings = dict(setting.split("=", 1) for setting in getattr(chosen, "setting", []))
         try:
-            path = _measure(case, sizes, rounds, settings, getattr(chosen, "doctored", ""), say)
+            path = _measure(case, sizes, rounds, settings, chosen, say)
         except WrongResult as wrong:
             say.print(f"[red]wrong result, no figures:[/red] {wrong}", highlight=False, markup=True)
             return 1
@@ -86,15 +92,19 @@ def _run(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(case: Case, sizes: Any, rounds: int, settings: dict[str, str], doctored: str, say: Console) -> Path:
+def _measure(
+    case: Case, sizes: Any, rounds: int, settings: dict[str, str], chosen: argparse.Namespace, say: Console
+) -> Path:
     kind = Kind.EXTERNAL if choose_kind() is Kind.EXTERNAL else Kind.NATIVE
     say.print(f"{case.name}: {case.title}, {rounds} rounds", highlight=False)
     with (
         Stack.start(kind=kind, durable=True, postgres_parameters=case.parameters) as stack,
         tempfile.TemporaryDirectory() as folder,
     ):
+        doctored = getattr(chosen, "doctored", "")
         ground = Ground(stack, Path(folder), lambda text: say.print(f"  {text}", highlight=False), settings, doctored)
-        found = run(case, ground, sizes, rounds)
+        warm_up = getattr(chosen, "warm_up", WARM_UP)
+        found = run(case, ground, sizes, rounds, lambda: maximum(ground, warm_up))
         command = shlex.join(["python", "-m", "bench", *sys.argv[1:]])
         return results.keep(case, command, rounds, sizes, settings, machine.card(stack), found)
 

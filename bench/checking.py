@@ -5,12 +5,11 @@ What differs raises WrongResult: the round's figures don't count.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import NAMESPACE_DNS, uuid5
 
-import psycopg
 from confluent_kafka import Message
 
 from bench.errors import WrongResult, expect
@@ -21,8 +20,13 @@ from tests.support.wire import decode_change
 
 _NAMESPACE = uuid5(NAMESPACE_DNS, "user-segment-sync")
 _ROWS = """select course_id::text, user_id::text, status, roles, groups::text[], suspended_in_course, sources, version
-  from course_enrollment"""
+  from course_enrollment v"""
 _VERSIONS = "select course_id::text, user_id::text, version from enrollment where version > 0"
+# Rows that were there before: made by filling.py, told apart by a cause that nothing here has.
+_FILLED = " and cause_type <> 'REPUBLISH'"
+_UNFILLED = (
+    f" where exists (select from enrollment e where e.course_id = v.course_id and e.user_id = v.user_id{_FILLED})"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +39,22 @@ class Expected:
     changes: int
 
 
-def expected_of(load: Load) -> dict[str, Expected]:
+def expected_of(load: Load, phases: Sequence[str] = ("adds", "mixed", "removes")) -> dict[str, Expected]:
     """By phase of the load, and of `replay`, which changes nothing."""
     model, found = Model(), {}
     model.apply_batch(as_model(event) for event in load.method_events)
-    for phase, events in load.phases.items():
+    for phase in phases:
+        events = load.phases[phase]
         model.apply_batch(as_model(event) for event in events)
         members = sum(each.is_member for each in model.memberships.values())
         found[phase] = Expected(model.enrollments, model.versions, members, len(model.changes))
-    return {**found, "replay": found["removes"]}
+    return {**found, "replay": found[phases[-1]]}
 
 
-def check_rows(site: BenchSite, expected: Expected, phase: str) -> None:
-    """Every row and version, members, and no dead letter."""
-    with psycopg.connect(site.database_url, autocommit=True, options="-c search_path=sync_worker") as session:
-        rows = session.execute(_ROWS).fetchall()
-        versions = {(course, user): version for course, user, version in session.execute(_VERSIONS)}
+def check_rows(site: BenchSite, expected: Expected, phase: str, *, filled: int = 0) -> None:
+    """Every row and version, members, and no dead letter. filled: so many rows and members were there before, and must be as they were."""
+    rows = site.rows(_ROWS + _UNFILLED * bool(filled))
+    versions = {(course, user): version for course, user, version in site.rows(_VERSIONS + _FILLED * bool(filled))}
     wrong = [
         (row[:2], row[2:], should)
         for row in rows
@@ -67,7 +71,10 @@ def check_rows(site: BenchSite, expected: Expected, phase: str) -> None:
     found = site.one(
         "select (select count(*) from membership where is_member), (select count(*) from dead_letter_count)"
     )
-    expect(f"members and kinds of dead letters after {phase}", found, (expected.members, 0))
+    expect(f"members and kinds of dead letters after {phase}", found, (expected.members + filled, 0))
+    if filled:
+        same = "select count(*) from enrollment where cause_type = 'REPUBLISH' and version = 1 and status = 'ACTIVE'"
+        expect(f"rows that were there before, after {phase}", site.one(same)[0], filled)
 
 
 def _same(row: tuple[Any, ...], should: Enrollment) -> bool:

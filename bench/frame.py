@@ -97,10 +97,14 @@ class Run:
     noise: list[Noise] = field(default_factory=list)
 
 
-def run(case: Case, ground: Ground, sizes: Any, rounds: int) -> Run:
-    """Variants alternate; every other round goes backwards, so that who comes after whom isn't always the same."""
+def run(case: Case, ground: Ground, sizes: Any, rounds: int, warm_up: Callable[[], object]) -> Run:
+    """Variants alternate; every other round goes backwards, so that who comes after whom isn't always the same.
+
+    warm_up: what is done before the first: a young broker is several times slower than one whose code is compiled.
+    """
     found = Run()
     migrate(ground.stack.postgres.create_database(TEMPLATE))
+    warm_up()
     variants = case.variants(ground, sizes)
     found.noise.append(calibrate())
     for round_ in range(rounds):

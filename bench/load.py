@@ -37,7 +37,8 @@ class Published:
 class Load:
     """`users` people, each of them in one of `segments` segments, each of which has `methods` methods in courses of their own.
 
-    zipf: the second segment has half as many people as the first, the third a third, and so on.
+    zipf: the second segment has half as many people as the first, the third a third, and so on. of_each: how many segments each
+    person is in, of as many memberships in total. one_course: all methods are in one.
     """
 
     users: int
@@ -45,15 +46,12 @@ class Load:
     segments: int = 100
     seed: int = 1
     zipf: bool = False
+    of_each: int = 1
+    one_course: bool = False
     _random: Random = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_random", Random(self.seed))
-
-    @property
-    def pairs(self) -> int:
-        """How many (course, user) pairs it touches."""
-        return self.users * self.methods
 
     @cached_property
     def segment_ids(self) -> list[bytes]:
@@ -61,9 +59,10 @@ class Load:
 
     @cached_property
     def method_events(self) -> list[Method]:
+        course = CourseId(self._id()) if self.one_course else None
         return [
             Method(
-                method_id=MethodId(self._id()), version=1, course_id=CourseId(self._id()), segment_id=SegmentId(segment),
+                method_id=MethodId(self._id()), version=1, course_id=course or CourseId(self._id()), segment_id=SegmentId(segment),
                 segment_name="A segment", kind="SEGMENT_SYNC", name="A method", active=True, visible=True, role="student", group_id=None,
                 on_removal="UNENROLL", deleted=False, event_id=EventId(self._id()), occurred_at=START_US, traceparent=None,
             )
@@ -103,6 +102,9 @@ class Load:
             segments = self._random.choices(self.segment_ids, weights, k=self.users)
         else:
             segments = [self.segment_ids[n % self.segments] for n in range(self.users)]
+        if self.of_each > 1:
+            people = [self._id() for _ in range(-(-self.users // self.of_each))]
+            return [(segment, people[n // self.of_each]) for n, segment in enumerate(segments)]
         return [(segment, self._id()) for segment in segments]
 
     def _membership(self, people: list[tuple[bytes, bytes]], version: int, *, is_member: bool) -> list[Membership]:

@@ -78,6 +78,7 @@ class BenchSite:
         self.settings = Settings(**own)  # type: ignore[arg-type]  # pydantic reads each from text
         self._program = ["-m", "tests.faults.mutants.run", doctored] if doctored else ["-m", "sync_worker"]
         self._workers: list[tuple[subprocess.Popen[bytes], Path]] = []
+        self._session = psycopg.connect(database_url, autocommit=True, options="-c search_path=sync_worker")
         self._producer = Producer(
             {
                 "bootstrap.servers": stack.kafka.bootstrap_servers,
@@ -132,6 +133,8 @@ class BenchSite:
             if error.args[0].code() in _NOT_YET:
                 return False
             raise
+        except TimeoutError:  # the broker has too much to do
+            return False
         sizes = [len(member.assignment.topic_partitions) for member in members]
         assigned = 3 * PARTITIONS
         started = sum(log.read_text("utf-8").count('"partition_started"') for _, log in self._workers)
@@ -167,6 +170,7 @@ class BenchSite:
 
     def discard(self) -> None:
         """Whatever became of it."""
+        self._session.close()
         for process, _ in self._workers:
             if process.poll() is None:
                 process.kill()
@@ -191,15 +195,16 @@ class BenchSite:
 
     def one(self, statement: str) -> tuple[Any, ...]:
         """The one row of a query."""
-        with psycopg.connect(self.database_url, autocommit=True, options="-c search_path=sync_worker") as session:
-            row = session.execute(statement.encode()).fetchone()
+        row = self._session.execute(statement.encode()).fetchone()
         assert row is not None
         return row
 
+    def rows(self, statement: str) -> list[tuple[Any, ...]]:
+        return self._session.execute(statement.encode()).fetchall()
+
     def execute(self, *statements: str) -> None:
-        with psycopg.connect(self.database_url, autocommit=True, options="-c search_path=sync_worker") as session:
-            for statement in statements:
-                session.execute(statement.encode())
+        for statement in statements:
+            self._session.execute(statement.encode())
 
     def applied(self) -> int:
         """How many records the positions have passed."""
@@ -220,7 +225,7 @@ class ChangesReader:
         self.count = 0
         self._consumer = Consumer({
             "bootstrap.servers": bootstrap_servers, "group.id": f"bench-reader-{uuid4().hex[:8]}", "enable.auto.commit": False,
-            "isolation.level": "read_committed", "queued.min.messages": 500_000,
+            "isolation.level": "read_committed", "queued.min.messages": 500_000, "log_level": 0,
         })  # fmt: skip
         self._consumer.assign([TopicPartition(topic, number, 0) for number in range(PARTITIONS)])
 

@@ -1,6 +1,17 @@
 """The cases of `python -m bench run`, in the order in which all of them run."""
 
-from bench.cases import latency, throughput
+from bench.cases import growth, latency, memory, roundtrip, starting, storage, throughput
 from bench.frame import Case
 
-CASES: dict[str, Case] = {case.name: case for case in (throughput.CASE, latency.CASE)}
+CASES: dict[str, Case] = {
+    case.name: case
+    for case in (
+        throughput.CASE,
+        latency.CASE,
+        starting.CASE,
+        roundtrip.CASE,
+        memory.CASE,
+        storage.CASE,
+        growth.CASE,
+    )
+}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 
-from bench.cases.throughput import Flow, facts
+from bench.cases.throughput import facts, maximum
 from bench.checking import check_rows, check_topic
 from bench.echo import echo
 from bench.errors import expect
@@ -32,24 +32,13 @@ class Sizes:
 
 
 def variants(ground: Ground, sizes: Sizes) -> list[Variant]:
-    @cache
-    def maximum() -> float:
-        load, expected, records = facts(Load(sizes.maximum, 1))
-        with ground.site() as site:
-            flow = Flow(site, load, 1)
-            try:
-                found = flow.run(records["adds"], expected["adds"].changes)["events_per_s"]
-            finally:
-                flow.close()
-            check_rows(site, expected["adds"], "adds")
-        ground.say(f"the maximum: {found:,.0f} events/s")
-        return found
+    found_once = cache(lambda: maximum(ground, sizes.maximum))
 
     def all_rates(measure: Callable[[Ground, Sizes, float, int], Figures]) -> Callable[[int], dict[str, Figures]]:
         def measured(round_: int) -> dict[str, Figures]:
             rates = {f"{rate:,} events/s": float(rate) for rate in sizes.rates}
             if sizes.maximum:
-                rates["70 % of the maximum"] = round(_OF_MAXIMUM * maximum(), -2)
+                rates["70 % of the maximum"] = round(_OF_MAXIMUM * found_once(), -2)
             return {group: measure(ground, sizes, rate, round_) for group, rate in rates.items()}
 
         return measured
@@ -58,7 +47,7 @@ def variants(ground: Ground, sizes: Sizes) -> list[Variant]:
 
 
 def _worker(ground: Ground, sizes: Sizes, rate: float, round_: int) -> Figures:
-    load, expected, records = facts(Load(int(rate * (sizes.seconds + sizes.warm_up)), 1, seed=round_))
+    load, expected, records = facts(Load(int(rate * (sizes.seconds + sizes.warm_up)), 1, seed=round_), ("adds",))
     with ground.site() as site:
         site.publish(site.settings.methods_topic, as_published(load.method_events))
         site.start_workers(1)
@@ -75,7 +64,7 @@ def _worker(ground: Ground, sizes: Sizes, rate: float, round_: int) -> Figures:
 
 
 def _echo(ground: Ground, sizes: Sizes, rate: float, round_: int) -> Figures:
-    _, _, records = facts(Load(int(rate * (sizes.seconds + sizes.warm_up)), 1, seed=round_))
+    _, _, records = facts(Load(int(rate * (sizes.seconds + sizes.warm_up)), 1, seed=round_), ("adds",))
     with ground.site() as site:
         servers, settings = site.stack.kafka.bootstrap_servers, site.settings
         with echo(servers, settings.membership_topic, settings.changes_topic, site.name):

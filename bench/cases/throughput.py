@@ -29,10 +29,26 @@ class Sizes:
 
 
 @lru_cache(maxsize=2)
-def facts(load: Load) -> tuple[Load, dict[str, Expected], dict[str, list[Published]]]:
+def facts(
+    load: Load, phases: tuple[str, ...] = ("adds", "mixed", "removes")
+) -> tuple[Load, dict[str, Expected], dict[str, list[Published]]]:
     """The load, what must come of it, and its records: made once for all that are compared in a round."""
-    expected = expected_of(load)
-    return load, expected, {phase: as_published(events) for phase, events in load.phases.items()}
+    expected = expected_of(load, phases)
+    return load, expected, {phase: as_published(load.phases[phase]) for phase in phases}
+
+
+def maximum(ground: Ground, events: int) -> float:
+    """What one worker adds at most, events per second: others' rates are shares of it."""
+    load, expected, records = facts(Load(events, 1), ("adds",))
+    with ground.site() as site:
+        flow = Flow(site, load, 1)
+        try:
+            found = flow.run(records["adds"], expected["adds"].changes)["events_per_s"]
+        finally:
+            flow.close()
+        check_rows(site, expected["adds"], "adds")
+    ground.say(f"the maximum: {found:,.0f} events/s")
+    return found
 
 
 def variants(ground: Ground, sizes: Sizes) -> list[Variant]:
