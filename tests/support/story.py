@@ -24,6 +24,7 @@ _FENCE = re.compile(r"^```(?P<language>[\w-]*)(?P<rest>.*)$")
 _STYLE = re.compile("\x1b\\[[0-9;]*m")
 COLUMNS = 150
 INTERRUPT = "^C"
+UNTIL_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,9 @@ def run_on_a_terminal(
         stream = process.stderr
         reader = threading.Thread(target=lambda: said.append(stream.read()))
         reader.start()
+        patience = threading.Timer(UNTIL_TIMEOUT_S, os.killpg, (process.pid, signal.SIGINT))
+        if until is not None:
+            patience.start()
         # Linux ends a terminal whose other end is closed with an error.
         with suppress(OSError):
             while part := os.read(ours, 65536):
@@ -147,6 +151,7 @@ def run_on_a_terminal(
                 if until is not None and difference(until, _lines(output)) is None:
                     os.killpg(process.pid, signal.SIGINT)
                     until = None
+        patience.cancel()
         os.close(ours)
         reader.join()
     return _lines(output + said[0])
