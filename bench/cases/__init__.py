@@ -1,6 +1,6 @@
 """The cases of `python -m bench run`, in the order in which all of them run."""
 
-from bench.cases import growth, latency, memory, roundtrip, starting, storage, throughput
+from bench.cases import growth, latency, memory, methods, roundtrip, starting, storage, throughput
 from bench.frame import Case
 
 CASES: dict[str, Case] = {
@@ -8,6 +8,7 @@ CASES: dict[str, Case] = {
     for case in (
         throughput.CASE,
         latency.CASE,
+        methods.CASE,
         starting.CASE,
         roundtrip.CASE,
         memory.CASE,

@@ -25,7 +25,9 @@ _OF_MAXIMUM = 0.7
 class Sizes:
     rates: tuple[int, ...] = field(default=(100, 500, 2000, 5000), metadata={"help": "events/s"})
     seconds: float = field(default=8.0, metadata={"help": "counted at each rate and round"})
-    warm_up: float = field(default=4.0, metadata={"help": "seconds before: a young broker's transactions are slow"})
+    settling: float = field(
+        default=4.0, metadata={"help": "seconds before these: a young broker's transactions are slow"}
+    )
     maximum: int = field(
         default=40_000, metadata={"help": "events to find the maximum with, of which 70 %% is a rate, too; 0 = not"}
     )
@@ -47,13 +49,13 @@ def variants(ground: Ground, sizes: Sizes) -> list[Variant]:
 
 
 def _worker(ground: Ground, sizes: Sizes, rate: float, round_: int) -> Figures:
-    load, expected, records = facts(Load(int(rate * (sizes.seconds + sizes.warm_up)), 1, seed=round_), ("adds",))
+    load, expected, records = facts(Load(int(rate * (sizes.seconds + sizes.settling)), 1, seed=round_), ("adds",))
     with ground.site() as site:
         site.publish(site.settings.methods_topic, as_published(load.method_events))
         site.start_workers(1)
         wait_for(lambda: site.applied() >= len(load.method_events), "the methods are applied")
         route = Route(site.stack.kafka.bootstrap_servers, site.settings.membership_topic, user_of_change)
-        found = _timed(site.changes_reader(), route, records["adds"], rate, sizes.warm_up)
+        found = _timed(site.changes_reader(), route, records["adds"], rate, sizes.settling)
         check_rows(site, expected["adds"], "adds")
         reader = site.changes_reader()
         try:
@@ -64,12 +66,12 @@ def _worker(ground: Ground, sizes: Sizes, rate: float, round_: int) -> Figures:
 
 
 def _echo(ground: Ground, sizes: Sizes, rate: float, round_: int) -> Figures:
-    _, _, records = facts(Load(int(rate * (sizes.seconds + sizes.warm_up)), 1, seed=round_), ("adds",))
+    _, _, records = facts(Load(int(rate * (sizes.seconds + sizes.settling)), 1, seed=round_), ("adds",))
     with ground.site() as site:
         servers, settings = site.stack.kafka.bootstrap_servers, site.settings
         with echo(servers, settings.membership_topic, settings.changes_topic, site.name):
             route = Route(servers, settings.membership_topic, lambda message: bytes(message.key() or b""))
-            return _timed(site.changes_reader(), route, records["adds"], rate, sizes.warm_up)
+            return _timed(site.changes_reader(), route, records["adds"], rate, sizes.settling)
 
 
 def _timed(reader: ChangesReader, route: Route, records: list[Published], rate: float, warm_up_s: float) -> Figures:

@@ -14,6 +14,8 @@ from bench.load import Load
 from bench.site import BenchSite, wait_for
 
 _EVERY_S = 0.05
+_LOOK_EVERY_S = 0.5
+_STILL = 22
 _TABLES = "'membership', 'enrollment'"
 _SIZES = f"""select coalesce(sum(pg_table_size(oid)), 0)::bigint, coalesce(sum(pg_indexes_size(oid)), 0)::bigint,
  pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint, pg_total_relation_size('outbox')
@@ -84,7 +86,7 @@ def _watched(site: BenchSite, events: int) -> Iterator[Callable[[], Figures]]:
 
 
 def _settled(site: BenchSite) -> tuple[int, ...]:
-    """The counters once they don't move any more: sessions report theirs up to a second late."""
+    """The counters once they don't move any more: a session that has nothing to do reports its own ten seconds late."""
     last: tuple[int, ...] = ()
     still = 0
 
@@ -93,9 +95,9 @@ def _settled(site: BenchSite) -> tuple[int, ...]:
         now = site.one(_ROWS)
         still = still + 1 if now == last else 0
         last = now
-        return still >= 8
+        return still >= _STILL
 
-    wait_for(same, "statistics that stand still", 60, 0.2)
+    wait_for(same, "statistics that stand still", 120, _LOOK_EVERY_S)
     return last
 
 
