@@ -1,10 +1,13 @@
 """Every metric of the worker, defined once with its meaning (contract §6: names `sync_worker_*`).
 
 Labels take closed sets of values, or a partition: never an id, which would make a time series per person. The registry
-is passed about, so that two workers in one process (tests) don't share counts.
+is passed about, so that two workers in one process (tests) don't share counts. docs/reference/metrics.md is made from this.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
+from itertools import product
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
@@ -71,7 +74,24 @@ class Retry(StrEnum):
 
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_TOPIC: Final = "an input topic"
+_PARTITION: Final = "its number, as long as it is assigned to this worker"
 _RECORDS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+
+
+Label = type[StrEnum] | str
+"""The values that a label takes, or where they come from in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """What a metric is, for who reads its figures."""
+
+    name: str
+    type: str
+    unit: str
+    meaning: str
+    labels: Mapping[str, Label]
 
 
 class Metrics:
@@ -80,38 +100,55 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, with a name that says nothing
         self.registry = registry
-        self.records = self._counter("records", "Input records by topic and what became of them.", "topic", "result")
-        self.batch_records = self._histogram("batch_records", "Input records applied in one transaction.", _RECORDS)
-        self.step_seconds = self._histogram("step_seconds", "Time of one step, seconds.", _SECONDS, "step")
-        self.changes = self._counter(
-            "changes", "EnrollmentChanged events published and committed, by change.", "change"
+        self.definitions: list[Definition] = []
+        self.records = self._counter(
+            "records", "records", "Input records by what became of them.", topic=_TOPIC, result=Result
         )
-        self.published = self._counter("published", "Records published and committed by the relay, by kind.", "kind")
-        self.dead_letters = self._counter("dead_letters", "Input records rejected for good, by reason.", "reason")
-        self.outbox_unpublished = self._gauge("outbox_unpublished", "Outbox rows that are not published yet.")
-        self.outbox_oldest_seconds = self._gauge("outbox_oldest_seconds", "Age of the oldest unpublished outbox row.")
-        self.relay_leader = self._gauge("relay_leader", "1 while this worker holds the relay's lease, else 0.")
-        self.relay_window = self._gauge("relay_window", "Number of the last window that this worker published.")
-        self.backfill_steps = self._counter("backfill_steps", "Backfill steps committed.")
-        self.backfill_people = self._counter("backfill_people", "People looked at in backfill steps.")
-        self.segments_held = self._gauge("segments_held", "Segments whose removals are held back by the breaker.")
+        self.batch_records = self._histogram(
+            "batch_records", "records", "Input records applied in one transaction.", _RECORDS
+        )
+        self.step_seconds = self._histogram("step_seconds", "seconds", "Time of one step.", _SECONDS, step=Step)
+        self.changes = self._counter("changes", "events", "EnrollmentChanged published and committed.", change=Change)
+        self.published = self._counter(
+            "published", "records", "Records published and committed by the relay.", kind=Output
+        )
+        self.dead_letters = self._counter(
+            "dead_letters", "records", "Input records rejected for good.", reason=RejectionReason
+        )
+        self.outbox_unpublished = self._gauge("outbox_unpublished", "rows", "Outbox rows that are not published yet.")
+        self.outbox_oldest_seconds = self._gauge(
+            "outbox_oldest_seconds", "seconds", "Age of the oldest unpublished outbox row."
+        )
+        self.relay_leader = self._gauge(
+            "relay_leader", "0 or 1", "1 while this worker holds the relay's lease, else 0."
+        )
+        self.relay_window = self._gauge(
+            "relay_window", "number", "Number of the last window that this worker published."
+        )
+        self.backfill_steps = self._counter("backfill_steps", "steps", "Backfill steps committed.")
+        self.backfill_people = self._counter("backfill_people", "people", "People looked at in backfill steps.")
+        self.segments_held = self._gauge(
+            "segments_held", "segments", "Segments whose removals are held back by the breaker."
+        )
         self.removals_held = self._gauge(
-            "removals_held", "Removals that a hold keeps back, or whose release is under way."
+            "removals_held", "members", "Removals that a hold keeps back, or whose release is under way."
         )
-        self.rebalances = self._counter("rebalances", "What the consumer group did to this worker.", "kind")
-        self.retries = self._counter("retries", "Work tried again, by what was in the way.", "what")
-        self.paused = self._gauge("paused", "1 while this worker fetches nothing because of an outage, else 0.")
-        self.lag = self._gauge("lag", "Records not applied, up to the last stable offset.", "topic", "partition")
-        self.position = self._gauge("position", "Next offset to be applied, as committed.", "topic", "partition")
-        self.build = self._gauge("build_info", "1; the version is the label.", "version")
+        self.rebalances = self._counter(
+            "rebalances", "events", "What the consumer group did to this worker.", kind=Rebalance
+        )
+        self.retries = self._counter("retries", "attempts", "Work tried again, by what was in the way.", what=Retry)
+        self.paused = self._gauge(
+            "paused", "0 or 1", "1 while this worker fetches nothing because of an outage, else 0."
+        )
+        self.lag = self._gauge(
+            "lag", "records", "Records not applied, up to the last stable offset.", topic=_TOPIC, partition=_PARTITION
+        )
+        self.position = self._gauge(
+            "position", "offset", "Next offset to be applied, as committed.", topic=_TOPIC, partition=_PARTITION
+        )
+        self.build = self._gauge("build_info", "1", "1; the version is the label.", version="this worker's version")
 
         self.build.labels(__version__).set(1)
-        for metric, values in (
-            (self.step_seconds, Step), (self.changes, Change), (self.published, Output),
-            (self.dead_letters, RejectionReason), (self.rebalances, Rebalance), (self.retries, Retry),
-        ):  # fmt: skip
-            for value in values:
-                metric.labels(value.value)
         ProcessCollector(namespace="sync_worker", registry=registry)
 
     def expect_topics(self, *topics: str) -> None:
@@ -130,11 +167,29 @@ class Metrics:
         self.position.remove(partition.topic, str(partition.number))
         self.lag.remove(partition.topic, str(partition.number))
 
-    def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
-        return Counter(f"sync_worker_{name}", meaning, labels, registry=self.registry)
+    def _counter(self, name: str, unit: str, meaning: str, **labels: Label) -> Counter:
+        self._define(f"{name}_total", "counter", unit, meaning, labels)
+        counter = Counter(f"sync_worker_{name}", meaning, list(labels), registry=self.registry)
+        _start(counter, labels)
+        return counter
 
-    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
-        return Gauge(f"sync_worker_{name}", meaning, labels, registry=self.registry)
+    def _gauge(self, name: str, unit: str, meaning: str, **labels: Label) -> Gauge:
+        self._define(name, "gauge", unit, meaning, labels)
+        return Gauge(f"sync_worker_{name}", meaning, list(labels), registry=self.registry)
 
-    def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(f"sync_worker_{name}", meaning, labels, buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, unit: str, meaning: str, buckets: tuple[float, ...], **labels: Label) -> Histogram:
+        self._define(name, "histogram", unit, meaning, labels)
+        histogram = Histogram(f"sync_worker_{name}", meaning, list(labels), buckets=buckets, registry=self.registry)
+        _start(histogram, labels)
+        return histogram
+
+    def _define(self, name: str, kind: str, unit: str, meaning: str, labels: Mapping[str, Label]) -> None:
+        self.definitions.append(Definition(f"sync_worker_{name}", kind, unit, meaning, labels))
+
+
+def _start(metric: Counter | Histogram, labels: Mapping[str, Label]) -> None:
+    """Make the series whose labels are known beforehand, so that a rate has a zero to start from."""
+    values = [label for label in labels.values() if not isinstance(label, str)]
+    if values and len(values) == len(labels):
+        for combination in product(*values):
+            metric.labels(*(value.value for value in combination))
