@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: security failpoints fuzz help venv demo test check lint types imports bench clean lock screenshots faults faults-report outage soak
+.PHONY: security failpoints fuzz help venv demo test check lint types imports bench clean lock image image-test chart screenshots faults faults-report outage soak
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -76,10 +76,18 @@ outage: $(READY) ## a service away under full input (PART=database, broker or re
 soak: $(READY) ## an hour at half rate with a fault every minute, and its plot in docs/images/soak.png (MINUTES=60)
 	$(BIN)/python -m tests.faults soak $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
+image: $(READY) ## the image sync-worker:local (root, docker.io and debootstrap; or BASE_IMAGE=, where an engine can pull it)
+	$(BIN)/python -m deploy.image
+
+image-test: $(READY) ## build the image and run it in containers on the real services, with an engine of its own where none answers
+	$(BIN)/python -m deploy.image test $(ARGS)
+
 lock: $(READY) ## renew requirements/dev.txt from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --no-header --upgrade --group dev pyproject.toml --output-file requirements/dev.txt
+	printf 'cyclonedx-bom>=7\nhatchling>=1.27\n' | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-header --quiet --constraint requirements/dev.txt - --output-file requirements/image.txt
 
 clean: ## remove the environment and everything that tools leave behind
 	rm -rf $(VENV) .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
