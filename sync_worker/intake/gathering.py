@@ -17,7 +17,7 @@ from sync_worker.errors import InvalidRecord, RetryableError
 from sync_worker.events import Headers, Partition, Record, Rejection
 from sync_worker.intake.decoding import Decoder
 from sync_worker.intake.handoff import Batch, Handoff
-from sync_worker.intake.rejections import RejectionGuard
+from sync_worker.intake.rejections import RejectionGuard, Tally
 from sync_worker.service.health import Health
 from sync_worker.service.metrics import Metrics, Retry
 
@@ -46,6 +46,8 @@ class Lane:
 
     partition: Partition
     generation: int
+    pending: list[Record]  # what its records are gathered into
+    tally: Tally | None = None
     position: int = -1  # next offset to take; -1 until the database said
     handed: int = -1  # where the batches handed over will leave the partition
     waiting: deque[Waiting] = field(default_factory=deque)
@@ -108,7 +110,9 @@ class Gathering:
 
     def assign(self, partitions: Iterable[Partition], generation: int) -> None:
         for partition in partitions:
-            self.lanes[partition] = Lane(partition, generation)
+            pending = self._pending_methods if partition.topic == self._methods_topic else self._pending
+            tally = None if self._guard is None else self._guard.tally(partition)
+            self.lanes[partition] = Lane(partition, generation, pending, tally)
 
     def start(self, partition: Partition, position: int) -> None:
         lane = self.lanes[partition]
@@ -119,8 +123,8 @@ class Gathering:
         gone = set(partitions)
         for partition in gone:
             self.lanes.pop(partition, None)
-        self._pending = [record for record in self._pending if record.partition not in gone]
-        self._pending_methods = [record for record in self._pending_methods if record.partition not in gone]
+        for pending in (self._pending, self._pending_methods):
+            pending[:] = [record for record in pending if record.partition not in gone]
         self._say()
 
     def clear(self) -> None:
@@ -141,26 +145,25 @@ class Gathering:
             lane.behind = not end_of_partition
             return None
         lane.behind = False
-        waiting = Waiting(message, None if end_of_partition else headers_of(message))
-        if lane.held:
-            lane.waiting.append(waiting)
+        headers = None if end_of_partition else headers_of(message)
+        if lane.waiting or lane.blocked:
+            lane.waiting.append(Waiting(message, headers))
         elif end_of_partition:
             self._take_end(lane, offset)
-        elif not self._take_record(lane, waiting, offset):
-            lane.waiting.append(waiting)
+        elif not self._take_record(lane, message, headers, offset):
+            lane.waiting.append(Waiting(message, headers))
             lane.retry_at = self._clock() + lane.retry_after_s
             self._say()
-        return lane if lane.held else None
+        return lane if lane.waiting or lane.blocked else None
 
     def _take_end(self, lane: Lane, offset: int) -> None:
         """Control records of transactions move the end of a partition without a record to apply."""
         if offset > lane.position:
             lane.position = offset
-            self._append(lane, Record(lane.partition, offset, None))
+            lane.pending.append(Record(lane.partition, offset, None))
 
-    def _take_record(self, lane: Lane, waiting: Waiting, offset: int) -> bool:
+    def _take_record(self, lane: Lane, message: Message, headers: Headers | None, offset: int) -> bool:
         """Decode a record; False where it must wait for the registry."""
-        message, headers = waiting
         value = message.value()
         content: Any = None
         if value is None:
@@ -180,7 +183,7 @@ class Gathering:
                 self._metrics.retries.labels(Retry.REGISTRY).inc()
                 self._registry_trouble = str(error)
                 return False
-            if self._guard is not None and self._guard.note(lane.partition, content, self._clock()):
+            if lane.tally is not None and lane.tally.note(content, self._clock()):
                 # Rather a publisher's mistake than all of them garbage (design §6).
                 self._block(
                     lane,
@@ -188,11 +191,8 @@ class Gathering:
                     "look at the dead letters; SYNC_WORKER_REJECTION_PAUSE=false and a restart let it go on",
                 )
         lane.position = offset + 1
-        self._append(lane, Record(lane.partition, offset + 1, content, message, headers))
+        lane.pending.append(Record(lane.partition, offset + 1, content, message, headers))
         return True
-
-    def _append(self, lane: Lane, record: Record) -> None:
-        (self._pending_methods if lane.partition.topic == self._methods_topic else self._pending).append(record)
 
     def retry(self) -> list[Lane]:
         """Try again what waits for the registry; the lanes that may fetch again."""
@@ -216,7 +216,7 @@ class Gathering:
             offset: int = waiting.message.offset()  # type: ignore[assignment]  # a message has one
             if waiting.message.error() is not None:
                 self._take_end(lane, offset)
-            elif not self._take_record(lane, waiting, offset):
+            elif not self._take_record(lane, waiting.message, waiting.headers, offset):
                 return
             lane.waiting.popleft()
             lane.retry_after_s = RETRY_FIRST_S

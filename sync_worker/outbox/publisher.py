@@ -30,7 +30,7 @@ class RecordTooLarge(RetryableError):
         self.tag = tag
 
 
-Record = tuple[str, bytes | None, bytes | None, Sequence[tuple[str, bytes | None]], object]
+Record = tuple[str, bytes | None, bytes | None, list[Any], object]
 """Topic, key, value, headers, and what the caller calls it (None: nothing)."""
 
 
@@ -81,8 +81,15 @@ class Publisher:
         self._failures.clear()
         try:
             self._producer.begin_transaction()
+            produce, report = self._producer.produce, self._report
             for topic, key, value, headers, tag in records:
-                self._produce(topic, key, value, list(headers), tag)
+                if tag is not None:
+                    self._produce(topic, key, value, headers, tag)
+                    continue
+                try:  # nearly all records: spelled out
+                    produce(topic, value, key, -1, report, headers=headers)
+                except BufferError:
+                    self._produce(topic, key, value, headers, tag)
             topic, key, value = cursor
             self._produce(topic, key, value, [], None, partition=0)
             self._producer.commit_transaction(TRANSACTION_TIMEOUT_S)
@@ -98,7 +105,7 @@ class Publisher:
         topic: str,
         key: bytes | None,
         value: bytes | None,
-        headers: list[Any],
+        headers: Sequence[tuple[str, bytes | None]],
         tag: object,
         *,
         partition: int = -1,
@@ -106,7 +113,7 @@ class Publisher:
         callback = self._report if tag is None else partial(self._report, tag=tag)
         while True:
             try:
-                self._producer.produce(topic, value, key, partition, headers=headers, on_delivery=callback)
+                self._producer.produce(topic, value, key, partition, headers=list(headers), on_delivery=callback)
             except BufferError:
                 self._producer.poll(0.05)
             else:

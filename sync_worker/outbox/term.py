@@ -13,9 +13,9 @@ import structlog
 from sync_worker.failpoints import reach
 from sync_worker.outbox.cursor import Cursor
 from sync_worker.outbox.dead_letters import dead_letter_record
-from sync_worker.outbox.encoding import ChangeEncoder
+from sync_worker.outbox.encoding import ChangeEncoder, OutboxRow
 from sync_worker.outbox.publisher import Publisher, Record, RecordTooLarge
-from sync_worker.outbox.windows import Row, Window, Windows
+from sync_worker.outbox.windows import DeadLetter, Erased, Row, Window, Windows
 from sync_worker.service.metrics import Metrics, Output, Step
 from sync_worker.settings import Settings
 
@@ -77,18 +77,15 @@ class Term:
 
     def _parts(self, chunk: list[Row]) -> list[list[Row]]:
         """Cut by bytes, too: five thousand dead letters of the broker's maximal size are neither memory nor one transaction."""
-        ids = [row.dead_letter_id for row in chunk if row.dead_letter_id is not None]
+        ids = [row.dead_letter_id for row in chunk if isinstance(row, DeadLetter)]
         sizes = self._windows.dead_letter_sizes(ids) if ids else {}
         parts: list[list[Row]] = [[]]
         size = 0
         for row in chunk:
-            change = row.change
-            # Of an erased key, and of a dead letter that was erased meanwhile, there is nothing to speak of.
-            row_size = (
-                len(change.sources) + len(change.before_sources or b"")
-                if change
-                else sizes.get(row.dead_letter_id or 0, 0)
-            )
+            if isinstance(row, OutboxRow):
+                row_size = len(row.sources) + len(row.before_sources or b"")
+            else:  # of an erased key, and of a dead letter that was erased meanwhile, there is nothing to speak of
+                row_size = sizes.get(row.dead_letter_id, 0) if isinstance(row, DeadLetter) else 0
             size += row_size
             if size > BYTES_PER_TRANSACTION and parts[-1]:
                 parts.append([])
@@ -122,17 +119,17 @@ class Term:
     def _records(self, chunk: list[Row], changes: Counter[str], others: Counter[Output]) -> Iterator[Record]:
         topic = self._settings.changes_topic
         encode = self._encoder.encode
-        ids = [row.dead_letter_id for row in chunk if row.dead_letter_id is not None]
+        ids = [row.dead_letter_id for row in chunk if isinstance(row, DeadLetter)]
         dead_letters = self._windows.dead_letters(ids, self._dead_letter_bytes) if ids else {}
         for row in chunk:
-            if row.change is not None:
-                encoded = encode(row.change)
-                changes[encoded.change] += 1
-                yield topic, encoded.key, encoded.value, encoded.headers, None
-            elif row.erased is not None:
+            if isinstance(row, OutboxRow):
+                key, value, headers, change = encode(row)
+                changes[change] += 1
+                yield topic, key, value, headers, None
+            elif isinstance(row, Erased):
                 # No headers: it is no event of its own, and consumers know it by its null value (contract §2).
                 others[Output.TOMBSTONE] += 1
-                yield topic, row.erased, None, [], None
+                yield topic, row.key, None, [], None
             elif row.dead_letter_id in dead_letters:
                 others[Output.DEAD_LETTER] += 1
                 yield self._dead_letter(row.dead_letter_id, dead_letters[row.dead_letter_id])

@@ -13,6 +13,7 @@ from typing import Any, LiteralString
 import pytest
 
 from sync_worker.database.sessions import relay_session
+from sync_worker.outbox.encoding import OutboxRow
 from sync_worker.outbox.windows import NOTHING_SEEN, SQL, Window, Windows
 from tests.support.facts import member, method, new_id
 from tests.support.sessions import Writer
@@ -43,7 +44,7 @@ class Reader:
         window = self.last = self.windows.open_next(self.number, self.at, self.windows.system_identifier())
         self.at = window.to
         rows = [row for chunk in self.windows.chunks(window, 0, 5000) for row in chunk]
-        self.seen += [str(row.change.user_id) for row in rows if row.change is not None]
+        self.seen += [row.user_id for row in rows if isinstance(row, OutboxRow)]
         return len(rows)
 
 
@@ -145,7 +146,7 @@ def test_a_successor_reads_the_same_rows_in_a_window_that_was_opened_before_othe
         window = successor.last()
         assert window == opened
         (rows,) = successor.chunks(opened, 0, 5000)
-        assert [row.change.user_id for row in rows if row.change] == [first]
+        assert [row.user_id for row in rows if isinstance(row, OutboxRow)] == [first]
         following = Reader(successor)
         following.number, following.at = 1, opened.to
         assert following.read() == 2

@@ -18,7 +18,7 @@ from sync_worker.errors import InvalidRecord
 from sync_worker.events import Partition, Record, RecordName, Rejection
 from sync_worker.intake.decoding import Decoder
 from sync_worker.loops import checkpoint
-from sync_worker.outbox.encoding import ChangeEncoder
+from sync_worker.outbox.encoding import ChangeEncoder, OutboxRow
 from sync_worker.outbox.windows import NOTHING_SEEN, Window, Windows
 from sync_worker.schema.store import load_schemas
 from tests.model.events import Event, HandEdit, to_record
@@ -139,7 +139,7 @@ class Engine:
         assert snapshot is not None
         window = Window(1, NOTHING_SEEN, snapshot[0], "0", published=False)
         rows = [row for chunk in self.windows.chunks(window, 0, 5000) for row in chunk]
-        return [decode_change(self._encoder.encode(row.change).value) for row in rows if row.change is not None]
+        return [decode_change(self._encoder.encode(row).value) for row in rows if isinstance(row, OutboxRow)]
 
     def dead_letters(self) -> list[tuple[str, int]]:
         """(reason, offset) of each, in order."""
