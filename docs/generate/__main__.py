@@ -17,7 +17,7 @@ def main() -> int:
     for name, text in different.items():
         if not checking:
             (FOLDER / name).write_text(text, "utf-8")
-        sys.stdout.write(f"docs/reference/{name}: {'stale, run `make reference`' if checking else 'written'}\n")
+        sys.stdout.write(f"docs/{name}: {'stale, run `make reference`' if checking else 'written'}\n")
     return 3 if checking and different else 0
 
 

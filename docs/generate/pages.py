@@ -1,4 +1,4 @@
-"""Which page is made by what, and which of them no longer say what the code says."""
+"""Which page or picture is made by what, and which of them no longer say what the code says."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from docs.generate import cli, metrics, schemas, settings
+from docs.generate import cli, metrics, pictures, schemas, settings
 
-FOLDER: Final = Path(__file__).parents[1] / "reference"
+FOLDER: Final = Path(__file__).parents[1]
 PAGES: Final[Mapping[str, Callable[[], str]]] = {
-    "settings.md": settings.page,
-    "metrics.md": metrics.page,
-    "cli.md": cli.page,
-    "schemas.md": schemas.page,
+    "reference/settings.md": settings.page,
+    "reference/metrics.md": metrics.page,
+    "reference/cli.md": cli.page,
+    "reference/schemas.md": schemas.page,
+    "images/architecture.svg": pictures.architecture,
+    "images/exactly-once.svg": pictures.exactly_once,
 }
 
 
 def stale() -> dict[str, str]:
-    """The pages that differ, by name, with what they should be."""
+    """The files that differ, by their path in docs/, with what they should be."""
     made = {name: make() for name, make in PAGES.items()}
     return {name: text for name, text in made.items() if _present(name) != text}
 

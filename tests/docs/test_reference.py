@@ -18,9 +18,10 @@ def test_a_stale_page_is_named_and_can_be_written_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in pages.PAGES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((pages.FOLDER / name).read_bytes())
-    (tmp_path / "metrics.md").write_text("old", "utf-8")
-    (tmp_path / "cli.md").unlink()
+    (tmp_path / "reference/metrics.md").write_text("old", "utf-8")
+    (tmp_path / "reference/cli.md").unlink()
     monkeypatch.setattr(pages, "FOLDER", tmp_path)
     monkeypatch.setattr("docs.generate.__main__.FOLDER", tmp_path)
     monkeypatch.setattr("sys.argv", ["docs.generate", "--check"])
