@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: security failpoints fuzz help venv demo test check lint types imports bench clean lock image image-test chart screenshots faults faults-report outage soak
+.PHONY: reference docs dist security failpoints fuzz help venv demo test check lint types imports bench clean lock image image-test chart screenshots faults faults-report outage soak
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -47,7 +47,7 @@ types: $(READY) ## mypy --strict
 imports: $(READY) ## the import contracts of pyproject.toml
 	$(BIN)/lint-imports
 
-check: lint types imports test ## what CI runs
+check: lint types imports docs test ## what CI runs
 
 bench: $(READY) ## measure a case, or all of them in about an hour (CASE=throughput; ARGS=--help tells its sizes)
 	$(BIN)/python -m bench run $(CASE) $(ARGS)
@@ -82,13 +82,33 @@ image: $(READY) ## the image sync-worker:local (root, docker.io and debootstrap;
 image-test: $(READY) ## build the image and run it in containers on the real services, with an engine of its own where none answers
 	$(BIN)/python -m deploy.image test $(ARGS)
 
-lock: $(READY) ## renew requirements/dev.txt from pyproject.toml
+reference: $(READY) ## the pages and pictures of docs/ that are made from the code
+	$(BIN)/python -m docs.generate
+
+$(VENV)/docs/.installed: requirements/docs.txt
+	$(PYTHON) -m venv $(VENV)/docs
+	$(VENV)/docs/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.txt
+	@touch $@
+
+docs: $(READY) $(VENV)/docs/.installed ## the site of docs/, in site/: every link followed, nothing fetched from elsewhere
+	$(BIN)/python -m docs.generate --check
+	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --strict
+	$(BIN)/python -m docs.generate.outside site
+
+dist: $(READY) ## wheel and sdist in dist/, the same bytes each time
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 1735689600) $(BIN)/python -m hatchling build --directory dist
+
+lock: $(READY) ## renew the pins of requirements/
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --no-header --upgrade --group dev pyproject.toml --output-file requirements/dev.txt
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-header --quiet --constraint requirements/dev.txt pyproject.toml --output-file requirements/run.txt
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-header --quiet --upgrade --constraint requirements/dev.txt --group docs --output-file requirements/docs.txt
 	printf 'cyclonedx-bom>=7\nhatchling>=1.27\n' | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-header --quiet --constraint requirements/dev.txt - --output-file requirements/image.txt
 
 clean: ## remove the environment and everything that tools leave behind
-	rm -rf $(VENV) .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf $(VENV) .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build site
 	find . -name __pycache__ -prune -exec rm -rf {} +
