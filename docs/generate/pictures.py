@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 _STYLE = (
-    "text{font:14px system-ui,sans-serif;fill:#1f2933}.s{font-size:12px;fill:#52606d}.b{font-weight:600}"
+    "text{font:13px system-ui,sans-serif;fill:#1f2933}.s{font-size:12px;fill:#52606d}.b{font-weight:600}"
     ".t{fill:#e6f4f1;stroke:#0f766e}.w{fill:#fff;stroke:#334e68}.d{fill:#fdf3e1;stroke:#b7791f}.g{fill:#f5f7fa;stroke:#bcccdc}"
     "rect{stroke-width:1.5}path{fill:none;stroke:#334e68;stroke-width:1.8}"
 )
@@ -22,7 +22,7 @@ _HEAD = (
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A box with a title and lines below; kind: t(opic), w(orker), d(atabase), g(round)."""
+    """A box with a title and lines below; kind: t(opic), w(orker), d(atabase), g(round). `foot`: a ground's title is below."""
 
     x: int
     y: int
@@ -31,13 +31,16 @@ class Box:
     kind: str
     title: str
     lines: tuple[str, ...] = ()
+    foot: bool = False
 
     def svg(self) -> str:
-        """The box; the title of a ground stands at its top, others in the middle."""
+        """The box; the title of a ground stands at its top or foot, others in the middle."""
         rect = (
             f'<rect class="{self.kind}" x="{self.x}" y="{self.y}" width="{self.width}" height="{self.height}" rx="8"/>'
         )
-        top = self.y + 22 if self.kind == "g" else self.y + self.height // 2 - 9 * len(self.lines) + 5
+        top = self.y + self.height // 2 - 9 * len(self.lines) + 5
+        if self.kind == "g":
+            top = self.y + (self.height - 12 if self.foot else 22)
         middle = self.x + self.width // 2
         texts = [f'<text class="b" x="{middle}" y="{top}" text-anchor="middle">{escape(self.title)}</text>']
         texts += [
@@ -49,18 +52,19 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Arrow:
-    """A line with a head at its end, and words beside its middle."""
+    """A line with a head at its end, and words near its middle, moved by `aside`."""
 
     x1: int
     y1: int
     x2: int
     y2: int
     words: str = ""
+    aside: int = 0
 
     def svg(self) -> str:
         """A straight arrow."""
         line = f'<path d="M{self.x1} {self.y1}L{self.x2} {self.y2}" marker-end="url(#a)"/>'
-        x, y = (self.x1 + self.x2) // 2, (self.y1 + self.y2) // 2 - 7
+        x, y = (self.x1 + self.x2) // 2 + self.aside, (self.y1 + self.y2) // 2 - 7
         return line + (
             f'<text class="s" x="{x}" y="{y}" text-anchor="middle">{escape(self.words)}</text>' * bool(self.words)
         )
@@ -83,30 +87,30 @@ def architecture() -> str:
         "Input topics, the worker's three rooms, PostgreSQL, output topics",
         [
             Box(250, 20, 480, 150, "g", "worker (as many as the inputs have partitions)"),
-            Box(250, 230, 480, 110, "g", "PostgreSQL, schema sync_worker"),
-            Box(20, 30, 180, 40, "t", "segments.membership"),
-            Box(20, 85, 180, 40, "t", "enrollment.methods"),
-            Box(20, 140, 180, 40, "t", "enrollment.sources"),
+            Box(250, 230, 480, 110, "g", "PostgreSQL, schema sync_worker", foot=True),
+            Box(20, 30, 190, 40, "t", "segments.membership"),
+            Box(20, 85, 190, 40, "t", "enrollment.methods"),
+            Box(20, 140, 190, 40, "t", "enrollment.sources"),
             Box(270, 65, 120, 75, "w", "intake", ("bytes → facts",)),
             Box(430, 65, 120, 75, "w", "enrollment", ("facts → rows",)),
             Box(590, 65, 120, 75, "w", "outbox", ("rows → events",)),
-            Box(270, 270, 120, 50, "d", "positions"),
-            Box(430, 270, 120, 50, "d", "facts, rows"),
-            Box(590, 270, 120, 50, "d", "outbox, windows"),
-            Box(780, 30, 180, 40, "t", "enrollment.changes"),
-            Box(780, 85, 180, 40, "t", "dead-letters"),
-            Box(780, 140, 180, 40, "t", "cursor"),
-            Arrow(200, 50, 268, 85),
-            Arrow(200, 105, 268, 102),
-            Arrow(200, 160, 268, 120),
+            Box(270, 250, 120, 50, "d", "positions"),
+            Box(430, 250, 120, 50, "d", "facts, rows"),
+            Box(590, 250, 120, 50, "d", "outbox"),
+            Box(775, 30, 185, 40, "t", "enrollment.changes"),
+            Box(775, 85, 185, 40, "t", "dead-letters"),
+            Box(775, 140, 185, 40, "t", "cursor"),
+            Arrow(210, 50, 268, 85),
+            Arrow(210, 105, 268, 102),
+            Arrow(210, 160, 268, 120),
             Arrow(390, 102, 428, 102),
-            Arrow(490, 140, 490, 268),
-            Arrow(450, 140, 345, 268, "one transaction"),
-            Arrow(530, 140, 620, 268),
-            Arrow(660, 268, 660, 142, "snapshot"),
-            Arrow(710, 85, 778, 50),
-            Arrow(710, 102, 778, 105),
-            Arrow(710, 120, 778, 160),
+            Arrow(490, 140, 490, 248),
+            Arrow(450, 140, 345, 248, "one transaction", aside=-55),
+            Arrow(530, 140, 620, 248),
+            Arrow(670, 248, 670, 142, "windows", aside=30),
+            Arrow(710, 85, 773, 50),
+            Arrow(710, 102, 773, 105),
+            Arrow(710, 120, 773, 160),
         ],
     )
 
@@ -130,7 +134,7 @@ def exactly_once() -> str:
                 180,
                 120,
                 "w",
-                "fenced, crashed, unsure?",
+                "fenced or crashed?",
                 ("all of it or nothing:", "read the position", "and go on there"),
             ),
             Arrow(335, 125, 335, 143),
