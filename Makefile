@@ -49,7 +49,13 @@ imports: $(READY) ## the import contracts of pyproject.toml
 
 check: lint types imports docs test ## what CI runs
 
-bench: $(READY) ## measure a case, or all of them in about an hour (CASE=throughput; ARGS=--help tells its sizes)
+# Peers of the bench have an environment of their own; only the case that runs them, and all of them together, needs it.
+$(VENV)/bench/.installed: requirements/bench.txt
+	$(PYTHON) -m venv $(VENV)/bench
+	$(VENV)/bench/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
+	@touch $@
+
+bench: $(READY) $(if $(filter peers all,$(or $(CASE),all)),$(VENV)/bench/.installed) ## measure a case, or all of them in about an hour (CASE=throughput; ARGS=--help tells its sizes)
 	$(BIN)/python -m bench run $(CASE) $(ARGS)
 
 fuzz: $(READY) ## hostile bytes for framing, decoding and schemas (INPUTS=10000000)
@@ -106,6 +112,8 @@ lock: $(READY) ## renew the pins of requirements/
 	  --no-header --quiet --constraint requirements/dev.txt pyproject.toml --output-file requirements/run.txt
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --no-header --quiet --upgrade --constraint requirements/dev.txt --group docs --output-file requirements/docs.txt
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-header --upgrade bench/peers/requirements.in --output-file requirements/bench.txt
 	printf 'cyclonedx-bom>=7\nhatchling>=1.27\n' | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-header --quiet --constraint requirements/dev.txt - --output-file requirements/image.txt
 

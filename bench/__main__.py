@@ -67,6 +67,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--setting", action="append", default=[], metavar="NAME=VALUE", help="of the workers, as in contract §4, lower case"
     )  # fmt: skip
+    parser.add_argument("--only", default="", metavar="TEXT", help="variants whose name has this in it")
     parser.add_argument(
         "--doctored", default="", metavar="MUTANT", help="of tests/faults/mutants: a wrong worker, to be refused"
     )
@@ -104,7 +105,7 @@ def _measure(
         doctored = getattr(chosen, "doctored", "")
         ground = Ground(stack, Path(folder), lambda text: say.print(f"  {text}", highlight=False), settings, doctored)
         warm_up = getattr(chosen, "warm_up", WARM_UP)
-        found = run(case, ground, sizes, rounds, lambda: maximum(ground, warm_up))
+        found = run(case, ground, sizes, rounds, lambda: maximum(ground, warm_up), getattr(chosen, "only", ""))
         command = shlex.join(["python", "-m", "bench", *sys.argv[1:]])
         return results.keep(case, command, rounds, sizes, settings, machine.card(stack), found)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.errors import WrongResult
 from bench.machine import Noise, calibrate
 from bench.site import BenchSite, new_site
 from devstack import Stack
@@ -75,6 +76,8 @@ class Case:
     reference: str = ""
     """The variant that the first figure of the others is given as a ratio to, within a group and round."""
     rounds: int = 3
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What must be said beside a variant's figures."""
     parameters: Mapping[str, str] = field(default_factory=dict)
     """PostgreSQL's own, as far as a case needs other ones."""
 
@@ -97,15 +100,18 @@ class Run:
     noise: list[Noise] = field(default_factory=list)
 
 
-def run(case: Case, ground: Ground, sizes: Any, rounds: int, warm_up: Callable[[], object]) -> Run:
+def run(case: Case, ground: Ground, sizes: Any, rounds: int, warm_up: Callable[[], object], only: str = "") -> Run:
     """Variants alternate; every other round goes backwards, so that who comes after whom isn't always the same.
 
-    warm_up: what is done before the first: a young broker is several times slower than one whose code is compiled.
+    only: variants whose name has this in it. warm_up: what is done before the first, as a young broker is several times slower than
+    one whose code is compiled.
     """
     found = Run()
     migrate(ground.stack.postgres.create_database(TEMPLATE))
     warm_up()
-    variants = case.variants(ground, sizes)
+    variants = [variant for variant in case.variants(ground, sizes) if only in variant.name]
+    if not variants:
+        raise WrongResult(f"no variant of {case.name} has {only!r} in its name")
     found.noise.append(calibrate())
     for round_ in range(rounds):
         for variant in _in_turn(variants, round_):

@@ -94,6 +94,8 @@ def _tables(case: Case, result: Result) -> Iterator[tuple[str, tuple[str, ...], 
         columns = ["variant", *(figure.heading for figure in shown)]
         if case.reference in result.variants(group):
             columns.insert(2, "ratio")
+        if case.notes:
+            columns.append("what it lacks")
         rows = [
             _row(case, result, group, variant, shown, with_ratio="ratio" in columns)
             for variant in result.variants(group)
@@ -108,6 +110,8 @@ def _row(
     if with_ratio:
         ratio = None if variant == case.reference else result.ratio(group, variant, case.reference, shown[0].name)
         cells.insert(1, "" if ratio is None else f"{ratio:.2f}")
+    if case.notes:
+        cells.append(case.notes.get(variant, ""))
     return variant, *cells
 
 

@@ -231,7 +231,7 @@ CASE = Case(
     sizes=Sizes,
     variants=variants,
     figures=(
-        Figure("members_per_s", "members/s applied"), Figure("published_per_s", "members/s published"), Figure("live_rate", "live events/s"),
+        Figure("members_per_s", "members/s applied"), Figure("published_per_s", "members/s published"), Figure("live_rate", "live ev/s"),
         Figure("live_p50_ms", "live p50 ms", 1), Figure("live_p99_ms", "live p99 ms", 1), Figure("live_max_ms", "live max ms", 1),
     ),
     reference=STATEMENT,

@@ -1,0 +1,11 @@
+-- What the hand-written consumer and the one on FastStream keep: the same facts and rows as the worker, as a team would draw them first.
+create schema peer;
+create table peer.method (method_id uuid primary key, course_id uuid not null, segment_id uuid not null, role text not null, active bool not null);
+create index on peer.method (segment_id);
+create table peer.membership (segment_id uuid, user_id uuid, is_member bool not null, version bigint not null, primary key (segment_id, user_id));
+create table peer.enrollment (course_id uuid, user_id uuid, status text not null, role text not null, version bigint not null,
+  primary key (course_id, user_id));
+create table peer.outbox (id bigint generated always as identity primary key, key text not null, payload jsonb not null,
+  created_at timestamptz not null default now());
+-- What Quix Streams' sink makes of an event; it would make the table itself.
+create table peer.raw (event_id text primary key);
