@@ -72,7 +72,7 @@ def test_settings_and_metrics_are_there(page: Path) -> None:
 
 def test_each_alert_has_its_section_in_the_runbook() -> None:
     rules = yaml.safe_load((ROOT / "deploy" / "observability" / "rules.yaml").read_text("utf-8"))
-    named = {
+    sections = {
         rule["annotations"]["runbook_url"].partition("#")[2] for group in rules["groups"] for rule in group["rules"]
     }
     headings = re.findall(r"^## (.+)$", (ROOT / "docs" / "runbook.md").read_text("utf-8"), re.MULTILINE)
