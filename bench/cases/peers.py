@@ -57,7 +57,7 @@ _PEERS = (
     ),
     _Peer("FastStream with SQLAlchemy", "faststream_consumer", *_KEPT, "as the hand-written consumer"),
     _Peer(
-        "Quix Streams, PostgreSQL sink", "quix_sink", "select count(*) from peer.raw",
+        "Quix Streams, PostgreSQL sink", "quix_sink", "select peer.raw_rows()",
         "select user_id from peer.raw", "raw rows only: no rule, no enrollment, no version order, no event out; at least once",
     ),
 )  # fmt: skip
