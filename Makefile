@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: reference docs dist security failpoints fuzz help venv demo test check lint types imports bench clean lock image image-test chart screenshots faults faults-report outage soak
+.PHONY: reference docs dist security failpoints fuzz help venv demo test check lint types imports bench clean lock image image-test chart manifests screenshots faults faults-report outage soak
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -104,6 +104,16 @@ docs: $(READY) $(VENV)/docs/.installed ## the site of docs/, in site/: every lin
 dist: $(READY) ## wheel and sdist in dist/, the same bytes each time
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 1735689600) $(BIN)/python -m hatchling build --directory dist
 
+chart: $(READY) ## judge chart, manifests and alerts: helm, kubernetes-validate, kube-score, promtool (Go, for the first time)
+	$(PYTHON) -m venv $(VENV)/chart
+	$(VENV)/chart/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/chart.txt
+	$(BIN)/python -m deploy.chart $(ARGS)
+
+manifests: $(READY) ## write deploy/manifests, the chart's schema of values and the dashboard anew, from what they are made of
+	$(BIN)/python -m deploy.observability.dashboard
+	$(BIN)/python -m deploy.chart.values_schema
+	$(BIN)/python -m deploy.chart write
+
 lock: $(READY) ## renew the pins of requirements/
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
@@ -114,6 +124,8 @@ lock: $(READY) ## renew the pins of requirements/
 	  --no-header --quiet --upgrade --constraint requirements/dev.txt --group docs --output-file requirements/docs.txt
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --no-header --upgrade bench/peers/requirements.in --output-file requirements/bench.txt
+	printf 'kubernetes-validate>=1.37\n' | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-header --quiet --constraint requirements/dev.txt - --output-file requirements/chart.txt
 	printf 'cyclonedx-bom>=7\nhatchling>=1.27\n' | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-header --quiet --constraint requirements/dev.txt - --output-file requirements/image.txt
 

@@ -49,11 +49,21 @@ def _settings() -> dict[str, Any]:
             continue
         known = said[name] if said[name].get("type") in {"integer", "number", "boolean"} else {"type": "string"}
         kept = ("type", "minimum", "maximum", "exclusiveMinimum")
-        properties[name.upper()] = {**{key: known[key] for key in kept if key in known}, "description": field.description}
+        properties[name.upper()] = {
+            **{key: known[key] for key in kept if key in known},
+            "description": field.description,
+        }
     properties["KAFKA_BOOTSTRAP_SERVERS"]["minLength"] = 1
     # Jobs and probes come by the network, at a port that is known before.
     properties["HTTP_PORT"]["minimum"] = 1024
     return _closed(("KAFKA_BOOTSTRAP_SERVERS",), **properties)
+
+
+_SECRETS: Final = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {name: {"type": "string", "minLength": 1} for name in _SECRET_NAMES},
+}
 
 
 def document() -> dict[str, Any]:
@@ -77,7 +87,7 @@ def document() -> dict[str, Any]:
         "secrets": _closed(
             existingSecret=_NAME,
             keys={**_list({"enum": _SECRET_NAMES}), "contains": {"const": "DATABASE_URL"}, "uniqueItems": True},
-            create=_closed(**dict.fromkeys(_SECRET_NAMES, {"type": "string", "minLength": 1})),
+            create=_SECRETS,
             asFiles=_FLAG,
         ),
         "mounts": _list(

@@ -48,7 +48,8 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "sync.env" -}}
 {{- range $name, $value := .root.Values.settings }}
 - name: SYNC_WORKER_{{ $name }}
-  value: {{ $value | toString | quote }}
+  {{- /* A whole number is a float to Helm, and a large one would become 1e+06. */}}
+  value: {{ ternary (int64 $value | toString) (toString $value) (and (kindIs "float64" $value) (eq (toString $value | float64 | floor) (toString $value | float64))) | quote }}
 {{- end }}
 {{- range .root.Values.secrets.create | keys | concat .root.Values.secrets.keys | uniq | sortAlpha }}
 {{- if $.root.Values.secrets.asFiles }}
