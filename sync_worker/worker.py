@@ -49,6 +49,7 @@ from sync_worker.service.metrics import Metrics
 from sync_worker.service.page.observing import Observer
 from sync_worker.service.page.rendering import Page
 from sync_worker.service.redaction import Redactor
+from sync_worker.service.tracing import tracing_from
 from sync_worker.settings import Settings
 
 # How long a loop may be silent: longer than each of its waits is bounded to (statement_timeout, Kafka's request timeouts).
@@ -108,6 +109,7 @@ class Worker:
         )
         if self.http.port is not None:
             observer.start()
+        tracing = tracing_from()
         log.info(
             "worker_starts",
             version=__version__,
@@ -144,6 +146,7 @@ class Worker:
                     relay_loop.wake,
                     self._topics_by_kind(),
                     Limits(settings.removal_hold_min, settings.removal_hold_percent),
+                    tracing,
                 ).run,
                 backfilling.LOOP: Backfilling(url, self._health, self._metrics, self._stop, relay_loop.wake).run,
                 relay.LOOP: relay_loop.run,
@@ -161,6 +164,8 @@ class Worker:
         finally:
             self.http.close()
             observer.close()
+            if tracing is not None:
+                tracing.close()
             if registry is not None:
                 registry.close()
         if self._failures:

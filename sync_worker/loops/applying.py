@@ -26,6 +26,7 @@ from sync_worker.kafka.broker import Broker, TopicMissing
 from sync_worker.loops import checkpoint
 from sync_worker.service.health import Health
 from sync_worker.service.metrics import Metrics, Retry, Step
+from sync_worker.service.tracing import Tracing
 
 LOOP = "apply"
 RETRY_INITIAL_S = 0.05
@@ -52,8 +53,9 @@ class Applying:
         on_committed: Callable[[], None],
         topic_of: Mapping[str, str],
         limits: Limits = NEVER,
+        tracing: Tracing | None = None,
     ) -> None:
-        """limits: of the removal breaker."""
+        """limits: of the removal breaker. tracing: None where nothing is traced."""
         self._url = database_url
         self._broker = broker
         self._group = group
@@ -63,6 +65,7 @@ class Applying:
         self._abandon = abandon
         self._on_committed = on_committed
         self._breaker = Breaker(limits)
+        self._tracing = tracing
         self._session: Session | None = None
         self._topic_of = topic_of
         self._summary, self._summarized_at = checkpoint.Outcome(), 0.0
@@ -76,7 +79,7 @@ class Applying:
                     established = self._persist(lambda asked=work: self._establish(asked))  # type: ignore[misc]  # bound at once
                     self._handoff.reply(established)
                 elif isinstance(work, Batch):
-                    self._apply(work)
+                    self._traced(work)
         except RetryableError as error:
             if not self._abandon.is_set():
                 raise
@@ -95,6 +98,13 @@ class Applying:
             # We were assigned its partitions a moment ago. The watch stops the worker if it stays away.
             raise RetryableError(str(error)) from error
         return Established(found, asked.generation)
+
+    def _traced(self, batch: Batch) -> None:
+        if self._tracing is None:
+            self._apply(batch)
+            return
+        with self._tracing.applying(batch.records):
+            self._apply(batch)
 
     def _apply(self, batch: Batch) -> None:
         outcome = checkpoint.Outcome()
