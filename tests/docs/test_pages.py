@@ -5,6 +5,7 @@ of no content, does what each page says as it stands, one page after another, an
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -140,6 +141,13 @@ def test_an_operator_can_follow_the_page(reader: Reader) -> None:
     assert [worker.process.poll() for worker in reader.site.workers] == [None, None]
     installed = reader.folder.glob("worker/lib/*/site-packages/sync_worker/__main__.py")
     assert len(list(installed)) == 1, "they ran from the wheel, not from the checkout"
+
+
+def test_the_statements_of_the_runbook_can_be_asked(reader: Reader) -> None:
+    statements = re.findall(r"`(select [^`]+)`", (DOCS / "runbook.md").read_text("utf-8"))
+    with reader.site.connect() as session:
+        answers = [session.execute(statement.encode()).fetchall() for statement in statements]
+    assert len(answers) >= 1
 
 
 def test_a_publisher_can_follow_the_page(reader: Reader) -> None:

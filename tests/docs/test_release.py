@@ -91,6 +91,15 @@ def test_the_workflow_does_what_ci_does() -> None:
     assert commands == ["bash .ci/run"]
 
 
+def test_hooks_are_the_project_s_own_and_fetch_nothing() -> None:
+    repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"]
+    hooks = [hook for repository in repositories for hook in repository["hooks"]]
+    assert {repository["repo"] for repository in repositories} == {"local"}
+    assert {hook["language"] for hook in hooks} == {"system"}
+    programs = {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in hooks}
+    assert [name for name in programs if not (Path(sys.executable).parent / name).exists()] == []
+
+
 def test_what_runs_is_pinned_as_it_is_tested() -> None:
     tested, run = (pins(ROOT / "requirements" / name) for name in ("dev.txt", "run.txt"))
     assert {name: version for name, version in run.items() if tested.get(name) != version} == {}
