@@ -1,6 +1,6 @@
-"""`python -m bench run|report`: measures, and shows what was measured.
+"""`python -m bench run|report|smoke`: measures, shows what was measured, and guards it.
 
-Exit code 1 where a round went wrong: then there are no figures.
+Exit code 1 where a round went wrong (then there are no figures), or where the smoke test counts more than it should.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import machine, report, results
+from bench import machine, report, results, smoke
 from bench.cases import CASES
 from bench.cases.throughput import maximum
 from bench.errors import WrongResult
@@ -34,12 +34,15 @@ def main(arguments: list[str] | None = None) -> int:
     shown.add_argument(
         "files", nargs="*", type=Path, help="results to keep, in the place of the case's; default: those kept"
     )
+    commands.add_parser("smoke", help="counts, not times: does a batch still cost what it should?")
     chosen = parser.parse_args(arguments)
     match chosen.command:
         case "run":
             return _run(chosen)
-        case _:
+        case "report":
             return report.write(chosen.files)
+        case _:
+            return smoke.main()
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
