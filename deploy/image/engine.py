@@ -78,6 +78,9 @@ def _own(folder: Path, data: Path) -> Iterator[None]:
     finally:
         daemon.terminate()
         daemon.wait(60)
+        # A mount that the daemon leaves behind once a container has used the host's network.
+        if (left := folder / "exec" / "netns" / "default").exists():
+            subprocess.run(["umount", "--lazy", left], check=True)
         if before is None:
             del os.environ["DOCKER_HOST"]
         else:

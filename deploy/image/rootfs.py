@@ -22,7 +22,9 @@ _LEFT_OUT = (
     "tests", "tkinter", "turtledemo", "_tkinter*", "_dbm*", "_gdbm*", "_curses*", "readline*", "EXTERNALLY-MANAGED",
 )  # fmt: skip
 _USER = 65532
-_DATA = ("/etc/ssl/certs/ca-certificates.crt", "/usr/share/zoneinfo")
+_AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
+# The loader's cache tells where libraries lie that are in none of its own folders, as those of an interpreter in /usr/local.
+_DATA = (_AUTHORITIES, "/usr/share/zoneinfo", "/etc/ld.so.cache")
 _TEXTS = {
     "/etc/passwd": f"root:x:0:0:root:/:/sbin/nologin\nworker:x:{_USER}:{_USER}:worker:/:/sbin/nologin\n",
     "/etc/group": f"root:x:0:\nworker:x:{_USER}:\n",
@@ -68,7 +70,7 @@ def main(app: Path, root: Path) -> None:
             shutil.copy2(source, target)
     default_authorities = root / "usr/lib/ssl/cert.pem"  # where Debian's OpenSSL looks
     default_authorities.parent.mkdir(parents=True, exist_ok=True)
-    default_authorities.symlink_to(_DATA[0])
+    default_authorities.symlink_to(_AUTHORITIES)
     for name, text in _TEXTS.items():
         _write(root / name[1:], text)
     _write(root / "usr/share/sync-worker/alive.py", _ALIVE)
