@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: reference docs dist security failpoints fuzz help venv demo test check lint types imports bench bench-smoke clean lock image image-test chart manifests screenshots faults faults-report outage soak
+.PHONY: reference docs dist security failpoints fuzz help venv demo test check lint types imports bench bench-profile bench-smoke clean lock image image-test chart manifests screenshots faults faults-report outage soak
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -49,7 +49,7 @@ imports: $(READY) ## the import contracts of pyproject.toml
 
 check: lint types imports docs test ## what CI runs
 
-# Peers of the bench have an environment of their own; only the case that runs them, and all of them together, needs it.
+# Peers of the bench, and its profiler, have an environment of their own; only what runs them needs it.
 $(VENV)/bench/.installed: requirements/bench.txt
 	$(PYTHON) -m venv $(VENV)/bench
 	$(VENV)/bench/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
@@ -57,6 +57,9 @@ $(VENV)/bench/.installed: requirements/bench.txt
 
 bench: $(READY) $(if $(filter peers all,$(or $(CASE),all)),$(VENV)/bench/.installed) ## measure a case, or all of them in about an hour (CASE=throughput; ARGS=--help tells its sizes)
 	$(BIN)/python -m bench run $(CASE) $(ARGS)
+
+bench-profile: $(READY) $(VENV)/bench/.installed ## flame graphs, statement statistics and plans into docs/profiles
+	$(BIN)/python -m bench profile $(ARGS)
 
 bench-smoke: $(READY) ## counts, not times: does a batch still cost the statements, rows, WAL and calls that it should?
 	$(BIN)/python -m bench smoke

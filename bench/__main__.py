@@ -1,4 +1,4 @@
-"""`python -m bench run|report|smoke`: measures, shows what was measured, and guards it.
+"""`python -m bench run|report|profile|smoke`: measures, shows what was measured, looks into it, and guards it.
 
 Exit code 1 where a round went wrong (then there are no figures), or where the smoke test counts more than it should.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import machine, report, results, smoke
+from bench import machine, profile, report, results, smoke
 from bench.cases import CASES
 from bench.cases.throughput import maximum
 from bench.errors import WrongResult
@@ -34,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     shown.add_argument(
         "files", nargs="*", type=Path, help="results to keep, in the place of the case's; default: those kept"
     )
+    profiled = commands.add_parser("profile", help="flame graphs, statement statistics and plans into docs/profiles/")
+    profiled.add_argument("--events", type=int, default=100_000, help="per phase (default: %(default)s)")
     commands.add_parser("smoke", help="counts, not times: does a batch still cost what it should?")
     chosen = parser.parse_args(arguments)
     match chosen.command:
@@ -41,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _run(chosen)
         case "report":
             return report.write(chosen.files)
+        case "profile":
+            return profile.main(chosen.events)
         case _:
             return smoke.main()
 

@@ -23,12 +23,11 @@ def fill_methods(site: BenchSite, methods: int) -> None:
     site.execute(_METHODS.format(methods=methods), *_REST)
 
 
-def fill_rows(site: BenchSite, rows: int, methods: int = 100) -> None:
-    """Members of methods of their own, enrolled."""
+def fill_rows(site: BenchSite, rows: int, methods: int = 100, *, analyze: bool = True) -> None:
+    """Members of methods of their own, enrolled. Without analyze the statistics stay as they were."""
     which = "name = 'Filled'"
-    site.execute(
-        _METHODS.format(methods=methods), _MEMBERS.format(each=rows // methods, which=which), _ROWS.format(which=which), *_REST
-    )  # fmt: skip
+    members = _MEMBERS.format(each=rows // methods, which=which)
+    site.execute(_METHODS.format(methods=methods), members, _ROWS.format(which=which), *(_REST if analyze else ()))
 
 
 def fill_segment(site: BenchSite, segment: bytes, members: int, *, enrolled: bool) -> None:
