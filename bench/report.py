@@ -5,7 +5,7 @@ Minimum, median and maximum over the rounds. Must never round a figure to a bett
 
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,12 @@ def _section(case: Case, result: Result) -> str:
     ]  # fmt: skip
     for group, columns, rows in _tables(case, result):
         lines += [f"**{group}**", "", *_markdown(columns, rows), ""]
-    lines += ["The machine by itself: " + _machine(result), "", *_markdown(_NOISE, list(_noise(result))), ""]
+    lines += [
+        "The machine by itself: " + machine_text(result.machine),
+        "",
+        *_markdown(_NOISE, list(_noise(result))),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -76,8 +81,8 @@ def _sizes(result: Result) -> str:
     )
 
 
-def _machine(result: Result) -> str:
-    card: dict[str, Any] = result.machine
+def machine_text(card: Mapping[str, Any]) -> str:
+    """A card of the machine in a sentence."""
     postgresql = ", ".join(f"{name} {value}" for name, value in card["postgresql"].items())
     return (
         f"{card['processors']} of {card['processor']}, {card['memory_gib']} GiB, Linux {card['kernel']}, Python {card['python']}, "
