@@ -4,14 +4,12 @@ It must never lose a row: a revision only adds or rewrites what the worker can c
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from sync_worker.database import halves
 from sync_worker.database.sessions import engine_for, translated
 from sync_worker.errors import FatalError
 
@@ -23,7 +21,7 @@ _GRANTS = {
         "grant usage on schema sync_worker to sync_worker_app",
         "grant select, insert, update, delete on all tables in schema sync_worker to sync_worker_app",
         "grant usage on all sequences in schema sync_worker to sync_worker_app",
-        "revoke insert, update, delete on sync_worker.alembic_version from sync_worker_app",
+        "revoke insert, update, delete on sync_worker.alembic_version, sync_worker.schema_support from sync_worker_app",
     ),
     "sync_worker_reader": (
         "grant usage on schema sync_worker to sync_worker_reader",
@@ -46,28 +44,11 @@ class MigrationReport:
     roles_missing: list[str] = field(default_factory=list)
 
 
-def _config(connection: Connection | None = None) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-    config.attributes["connection"] = connection
-    return config
+def migrate(url: str, *, pre: bool = False) -> MigrationReport:
+    """Bring the database at `url` to the head revision, as the owner of the schema (contract §3).
 
-
-def head_revision() -> str:
-    """The revision that this version of the worker works with."""
-    head = ScriptDirectory.from_config(_config()).get_current_head()
-    if head is None:
-        raise FatalError("this installation holds no migrations: install the worker again")
-    return head
-
-
-def known_revisions() -> frozenset[str]:
-    """Every revision that this version of the worker has heard of."""
-    return frozenset(script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions())
-
-
-def migrate(url: str) -> MigrationReport:
-    """Bring the database at `url` to the head revision, as the owner of the schema (contract §3)."""
+    pre: only as far as workers of the version before can go on beside it. Raises FatalError where there is no such way.
+    """
     engine = engine_for(url, "migrate")
     with translated(), engine.connect() as connection:
         connection.execute(text("select pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
@@ -75,18 +56,36 @@ def migrate(url: str) -> MigrationReport:
         connection.execute(text("create schema if not exists sync_worker"))
         connection.commit()
         before = _revision(connection)
-        if before is not None and before not in known_revisions():
+        if before is not None and not halves.is_known(before):
             raise FatalError(newer_message(before))
-        command.upgrade(_config(connection), "head")
+        after = _target(before, pre=pre)
+        command.upgrade(halves.config(connection), after)
+        connection.execute(
+            text("update sync_worker.schema_support set oldest_worker = :oldest where oldest_worker <> :oldest"),
+            {"oldest": halves.oldest_worker(after)},
+        )
         connection.commit()
         granted, missing = _grant_roles(connection)
-        return MigrationReport(before, head_revision(), granted, missing)
+        return MigrationReport(before, after, granted, missing)
+
+
+def _target(before: str | None, *, pre: bool) -> str:
+    if before is None or not pre:
+        return halves.head()
+    if halves.is_enough(before):
+        return before
+    if (post := halves.shut_out_by_pre(before)) is not None:
+        raise FatalError(
+            f"no worker of revision {before} goes on beside revision {halves.needed()}, as {post} comes before it: upgrade to the version "
+            "between first, or stop all workers and run `sync-worker migrate` without --pre"
+        )
+    return halves.needed()
 
 
 def newer_message(revision: str) -> str:
     return (
         f"the database's schema sync_worker is at revision {revision}, which this version of the worker does not know "
-        f"(it knows up to {head_revision()}): install a newer worker"
+        f"(it knows up to {halves.head()}): install a newer worker"
     )
 
 

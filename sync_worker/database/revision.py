@@ -1,10 +1,14 @@
 """Is the database at the revision that this version of the worker works with? Asked before anything else is done with it."""
 
+import structlog
 from sqlalchemy import Connection, select, text
 
-from sync_worker.database.migrate import head_revision, known_revisions, newer_message
+from sync_worker.database import halves
+from sync_worker.database.migrate import newer_message
 from sync_worker.database.tables import alembic_version
 from sync_worker.errors import FatalError
+
+log = structlog.get_logger(__name__)
 
 
 def check_revision(connection: Connection) -> str:
@@ -12,15 +16,17 @@ def check_revision(connection: Connection) -> str:
     found = None
     if connection.execute(text("select to_regclass('sync_worker.alembic_version')")).scalar() is not None:
         found = connection.execute(select(alembic_version.c.version_num)).scalar()
-    head = head_revision()
     if found is None:
         raise FatalError(
             "the database holds no schema sync_worker (or this user may not see it): run `sync-worker migrate` as its owner"
         )
-    if found not in known_revisions():
-        raise FatalError(newer_message(str(found)))
-    if found != head:
+    if not halves.is_known(found):
+        oldest = halves.supported_from(connection)
+        if oldest is None or not halves.is_known(oldest):
+            raise FatalError(newer_message(found))
+        log.info("schema_is_newer", revision=found, supports_from=oldest)
+    elif not halves.is_enough(found):
         raise FatalError(
-            f"the database's schema sync_worker is at revision {found}, this worker needs {head}: run `sync-worker migrate`"
+            f"the database's schema sync_worker is at revision {found}, this worker needs {halves.needed()}: run `sync-worker migrate`"
         )
     return str(found)

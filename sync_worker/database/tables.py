@@ -249,4 +249,10 @@ dead_letter_replay = Table(
     Column("topic_id", Text, nullable=False),
     Column("replayed_at", _TIME, nullable=False),
 )
+schema_support = Table(
+    "schema_support",
+    metadata,
+    Column("single", Boolean, primary_key=True),
+    Column("oldest_worker", Text, nullable=False),
+)
 alembic_version = Table("alembic_version", metadata, Column("version_num", Text, primary_key=True))

@@ -86,6 +86,7 @@ def test_a_database_that_is_not_migrated_is_answered_with_the_command_that_does_
 def test_a_database_migrated_further_than_this_version_knows_asks_for_a_newer_worker(site: Site) -> None:
     with site.connect() as connection:
         connection.execute("update alembic_version set version_num = '9999'")
+        connection.execute("update schema_support set oldest_worker = '9999'")
     reason = reason_for_exit(site.start_worker())
     assert "revision 9999" in reason
     assert "install a newer worker" in reason

@@ -11,6 +11,7 @@ revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
+half = "pre"
 
 
 def upgrade() -> None:
@@ -23,7 +24,8 @@ def downgrade() -> None:
     op.execute(
         """
         drop table sync_worker.removal_count, sync_worker.removal_hold, sync_worker.hold_release, sync_worker.intervention,
-          sync_worker.reconcile_run, sync_worker.dead_letter_replay, sync_worker.worker;
+          sync_worker.reconcile_run, sync_worker.dead_letter_replay, sync_worker.worker,
+          sync_worker.schema_support;
         drop function sync_worker.stands_as_member;
         alter table sync_worker.membership drop column hold;
         """

@@ -81,3 +81,12 @@ create table dead_letter_replay (
   topic_id text not null,
   replayed_at timestamptz not null default now(),
   primary key (topic, partition, record_offset));
+
+-- ── Versions ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+-- One row, written by `migrate`: the revision that a worker must have heard of to run with this database. A worker that finds a
+-- revision which it doesn't know asks here whether it may go on (database/halves.py).
+create table schema_support (
+  single bool primary key default true check (single),
+  oldest_worker text not null);
+insert into schema_support (oldest_worker) values ('0001');
