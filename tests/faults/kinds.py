@@ -31,6 +31,7 @@ KINDS: tuple[Kind, ...] = (
     # workers
     Kind("worker_killed", 3.0, 0.0, 2.0, at_most=10),
     Kind("worker_frozen", 1.5, 3.0, 6.0, at_most=6),
+    Kind("leader_frozen", 1.5, 6.0, 9.0, at_most=3),
     Kind("worker_terminated", 2.0, 0.0, 1.0, at_most=6),
     Kind("worker_added", 1.0, 3.0, 8.0, at_most=3),
     Kind("worker_taken_away", 1.0, 1.0, 6.0, at_most=3),

@@ -153,10 +153,13 @@ class Fleet:
         return [worker for worker in list(self.workers) if worker.running]
 
     @contextmanager
-    def victim(self, pick: int) -> Iterator[Worker | None]:
-        """A running worker that nobody else torments, for as long as the block lasts; None where there is none."""
+    def victim(self, pick: int, *, pid: int | None = None) -> Iterator[Worker | None]:
+        """A running worker that nobody else torments, for as long as the block lasts; None where there is none.
+
+        pid: this one, or none.
+        """
         chosen = None
-        running = self.running
+        running = [worker for worker in self.running if pid is None or worker.process.pid == pid]
         for n in range(len(running)):
             worker = running[(pick + n) % len(running)]
             if worker.busy.acquire(blocking=False):

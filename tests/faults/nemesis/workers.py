@@ -27,6 +27,22 @@ def worker_frozen(scene: Scene, fault: Fault) -> str | None:
     return f"{worker.name} for {fault.duration_s:g} s"
 
 
+def leader_frozen(scene: Scene, fault: Fault) -> str | None:
+    """The worker that publishes, for longer than its lease: it wakes up in the middle of what its successor has published."""
+    with scene.session() as session:
+        row = session.execute("select holder from relay_lease where expires_at > clock_timestamp()").fetchone()
+    if row is None:
+        return None
+    _, pid, _ = row[0].split(":")
+    with scene.fleet.victim(fault.pick, pid=int(pid)) as worker:
+        if worker is None:
+            return None
+        worker.freeze()
+        scene.last(fault.duration_s)
+        worker.thaw()
+    return f"{worker.name} for {fault.duration_s:g} s"
+
+
 def worker_terminated(scene: Scene, fault: Fault) -> str | None:
     """SIGTERM under load; its end is judged by the checkers. Another one starts after a while."""
     with scene.fleet.victim(fault.pick) as worker:
