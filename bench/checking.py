@@ -7,16 +7,18 @@ What differs raises WrongResult: the round's figures don't count.
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from typing import Any
 from uuid import NAMESPACE_DNS, uuid5
 
+import fastavro
 from confluent_kafka import Message
 
 from bench.errors import WrongResult, expect
-from bench.load import Load, as_model
+from bench.load import PHASES, Load, as_model
 from bench.site import BenchSite, ChangesReader
 from tests.model.model import Enrollment, Model, Pair
-from tests.support.wire import decode_change
+from tests.support.wire import prefix, schema
 
 _NAMESPACE = uuid5(NAMESPACE_DNS, "user-segment-sync")
 _ROWS = """select course_id::text, user_id::text, status, roles, groups::text[], suspended_in_course, sources, version
@@ -39,12 +41,12 @@ class Expected:
     changes: int
 
 
-def expected_of(load: Load, phases: Sequence[str] = ("adds", "mixed", "removes")) -> dict[str, Expected]:
+def expected_of(load: Load, phases: Sequence[str] = PHASES) -> dict[str, Expected]:
     """By phase of the load, and of `replay`, which changes nothing."""
     model, found = Model(), {}
     model.apply_batch(as_model(event) for event in load.method_events)
     for phase in phases:
-        events = load.phases[phase]
+        events = load.phase(phase)
         model.apply_batch(as_model(event) for event in events)
         members = sum(each.is_member for each in model.memberships.values())
         found[phase] = Expected(model.enrollments, model.versions, members, len(model.changes))
@@ -86,12 +88,21 @@ def _same(row: tuple[Any, ...], should: Enrollment) -> bool:
     )  # fmt: skip
 
 
+def _decode(value: bytes) -> Any:
+    """By fastavro and the .avsc alone."""
+    framing = prefix("EnrollmentChanged")
+    if not value.startswith(framing):
+        raise WrongResult(f"a change begins with {value[:10]!r}, which is not its schema's fingerprint")
+    return fastavro.schemaless_reader(BytesIO(value[len(framing) :]), schema("EnrollmentChanged"), None)
+
+
 class Chains:
     """What was published, key by key: each change must have the id of the next version, so none is lost, doubled or out of order."""
 
     def __init__(self) -> None:
         self.versions: Counter[bytes] = Counter()
-        self.statuses: dict[bytes, str] = {}
+        self.states: dict[bytes, tuple[str, tuple[str, ...], tuple[str, ...]]] = {}
+        """The last status, roles and groups of each key, where values were decoded."""
         self._after: defaultdict[bytes, Any] = defaultdict(lambda: None)
 
     def take(self, messages: Iterable[Message], *, decoded: bool) -> None:
@@ -109,7 +120,7 @@ class Chains:
                 self._look_into(key, version, message.value() or b"")
 
     def _look_into(self, key: Any, version: int, value: Any) -> None:
-        event = decode_change(value)
+        event = _decode(value)
         before, after = event["before"], event["after"]
         if (event["version"], f"{event['course_id']}:{event['user_id']}".encode()) != (version, key):
             raise WrongResult(f"{key!r} carries version {event['version']} of {event['course_id']}:{event['user_id']}")
@@ -117,7 +128,7 @@ class Chains:
         if before != known and not (known is None and before["status"] == "ABSENT"):
             raise WrongResult(f"version {version} of {key!r} begins with {before}, the one before ended with {known}")
         self._after[key] = after
-        self.statuses[key] = after["status"]
+        self.states[key] = (after["status"], tuple(after["roles"]), tuple(str(group) for group in after["groups"]))
 
 
 def check_topic(
@@ -137,5 +148,11 @@ def check_topic(
             f"{key!r} ends with version {chains.versions.get(key)} in the topic, expected {should.get(key)}"
         )
     if decoded:
-        present = {f"{course}:{user}".encode(): each.status for (course, user), each in enrollments.items()}
-        expect("last states in the topic", {k: v for k, v in chains.statuses.items() if v != "ABSENT"} == present, True)
+        last = {key: state for key, state in chains.states.items() if state[0] != "ABSENT"}
+        shown = {
+            f"{course}:{user}".encode(): (each.status, each.roles, each.groups)
+            for (course, user), each in enrollments.items()
+        }
+        if last != shown:
+            key = next(key for key in last.keys() | shown.keys() if last.get(key) != shown.get(key))
+            raise WrongResult(f"{key!r} ends as {last.get(key)} in the topic, expected {shown.get(key)}")

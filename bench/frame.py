@@ -75,6 +75,8 @@ class Case:
     figures: tuple[Figure, ...]
     reference: str = ""
     """The variant that the first figure of the others is given as a ratio to, within a group and round."""
+    plots: tuple[str, ...] = ()
+    """Names of the figures that are drawn; the first one where there are none."""
     rounds: int = 3
     notes: Mapping[str, str] = field(default_factory=dict)
     """What must be said beside a variant's figures."""

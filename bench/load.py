@@ -23,6 +23,7 @@ from tests.model.events import MembershipChanged, MethodChanged
 
 SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
 START_US = 1_767_225_600_000_000
+PHASES = ("adds", "mixed", "removes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +81,27 @@ class Load:
         """Half as many, of whom nobody knew before `mixed`."""
         return self._people()[: self.users // 2]
 
+    # Phases: each of `users` events that touch each their own people, so that what comes of them doesn't depend on how they are cut.
+
     @cached_property
-    def phases(self) -> dict[str, list[Membership]]:
-        """By name, each of `users` events that touch each their own people: what comes of them doesn't depend on how they are cut."""
-        half = self.users // 2
-        leaving, staying = self.people[:half], self.people[half:]
-        mixed = zip(
-            self._membership(leaving, 2, is_member=False),
-            self._membership(self.newcomers, 1, is_member=True),
-            strict=True,
-        )
-        return {
-            "adds": self._membership(self.people, 1, is_member=True),
-            "mixed": list(chain.from_iterable(mixed)),
-            "removes": self._membership([*staying, *self.newcomers], 2, is_member=False),
-        }  # fmt: skip
+    def adds(self) -> list[Membership]:
+        return self._membership(self.people, 1, is_member=True)
+
+    @cached_property
+    def mixed(self) -> list[Membership]:
+        """Half of the people leave, and as many newcomers join, in turn."""
+        leaving = self._membership(self.people[: self.users // 2], 2, is_member=False)
+        joining = self._membership(self.newcomers, 1, is_member=True)
+        return list(chain.from_iterable(zip(leaving, joining, strict=True)))
+
+    @cached_property
+    def removes(self) -> list[Membership]:
+        """Whoever is left leaves."""
+        return self._membership([*self.people[self.users // 2 :], *self.newcomers], 2, is_member=False)
+
+    def phase(self, name: str) -> list[Membership]:
+        """One of PHASES."""
+        return {"adds": lambda: self.adds, "mixed": lambda: self.mixed, "removes": lambda: self.removes}[name]()
 
     def _people(self) -> list[tuple[bytes, bytes]]:
         if self.zipf:

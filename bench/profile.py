@@ -130,7 +130,7 @@ def _table(rows: Sequence[tuple[Any, ...]]) -> str:
 def _plans(ground: Ground, head: str) -> None:
     """The same kind of batch with statistics that are missing, then stale, then fresh: a look-up must never become a scan."""
     load = Load(3 * _BATCH, 1, segments=20, seed=3)
-    batches = [as_records(load.phases["adds"])[n * _BATCH : (n + 1) * _BATCH] for n in range(3)]
+    batches = [as_records(load.adds)[n * _BATCH : (n + 1) * _BATCH] for n in range(3)]
     about = "`python -m bench profile` writes this file; the plans are those that a session of the worker used."
     parts = [f"# Plans of the hot statements\n\n{head}\n{about}\n"]
     with ground.site() as site:

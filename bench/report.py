@@ -55,13 +55,16 @@ def write(files: Sequence[Path]) -> int:
 
 def _section(case: Case, result: Result) -> str:
     IMAGES.mkdir(parents=True, exist_ok=True)
-    picture = IMAGES / f"{case.name}.svg"
-    plots.draw(case, result, picture)
+    pictures = []
+    for figure in plots.drawn(case):
+        path = IMAGES / f"{case.name}-{figure.name.replace('_', '-')}.svg"
+        if plots.draw(case, result, figure, path):
+            pictures += [f"![{case.title}: {figure.heading}](images/bench/{path.name})", ""]
     lines = [
         f"## {case.title}", "", case.about, "",
         f"`make bench CASE={case.name}`; measured {result.started} by `{result.command}`, {result.rounds} rounds, sizes {_sizes(result)}"
         + (f", settings {result.settings}" if result.settings else "") + ".", "",
-        f"![{case.title}](images/bench/{picture.name})", "",
+        *pictures,
     ]  # fmt: skip
     for group, columns, rows in _tables(case, result):
         lines += [f"**{group}**", "", *_markdown(columns, rows), ""]

@@ -118,7 +118,7 @@ class _Counting:
         self._watch.execute("insert into position (topic, partition, next_offset) values (%s, %s, 0)", _PARTITION)
         for method in self._load.method_events:
             self._commit([method])
-        events = self._load.phases["adds"]
+        events = self._load.adds
         leaving = [event._replace(version=2, is_member=False) for event in events[BATCH : 2 * BATCH]]
         # What a session does once is done: statements prepared, plans made, caches filled.
         self._commit(events[:BATCH])
@@ -152,7 +152,7 @@ class _Counting:
             first = windows.open_next(1, NOTHING_SEEN, identifier)
             list(windows.chunks(first, 0, 5 * BATCH))
             windows.clean(first)
-            self._commit(self._load.phases["adds"][2 * BATCH + 1 :])
+            self._commit(self._load.adds[2 * BATCH + 1 :])
             with _wire(windows._session) as said:
                 assert windows.due(first.to), "a batch was committed"
                 window = windows.open_next(2, first.to, identifier)

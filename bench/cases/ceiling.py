@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from bench.checking import Expected, check_rows
 from bench.errors import expect
 from bench.frame import Figures, Ground
-from bench.load import Load, as_records
+from bench.load import PHASES, Load, as_records
 from bench.machine import cpu_seconds
 from bench.site import BenchSite
 from sync_worker.database import arrays
@@ -68,7 +68,8 @@ def own(session: Session, events: Sequence[Membership]) -> list[Step]:
 
 def measure(ground: Ground, load: Load, expected: dict[str, Expected], prepare: Prepare) -> dict[str, Figures]:
     found = {}
-    phases = {**load.phases, "replay": [event for events in load.phases.values() for event in events]}
+    phases = {name: load.phase(name) for name in PHASES}
+    phases["replay"] = [event for events in phases.values() for event in events]
     with ground.site() as site:
         session = apply_session(site.database_url, "bench")
         arrays.register(session)

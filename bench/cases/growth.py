@@ -21,7 +21,7 @@ class Sizes:
         default=60_000, metadata={"help": "additions measured; a tenth where each touches many methods"}
     )
     rows: tuple[int, ...] = field(
-        default=(1_000_000, 4_000_000), metadata={"help": "enrollment rows that are there before; 0 = none"}
+        default=(500_000, 2_000_000), metadata={"help": "enrollment rows that are there before; 0 = none"}
     )
     methods: int = field(default=10_000, metadata={"help": "methods that are there before"})
     segment: int = field(default=1_000_000, metadata={"help": "members of one large segment, which the additions join"})
@@ -98,5 +98,6 @@ CASE = Case(
         Figure("size_mb", "database MiB"),
     ),
     reference=EMPTY,
+    plots=("events_per_s", "cpu_us_all"),
     rounds=2,
 )  # fmt: skip

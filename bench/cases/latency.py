@@ -24,9 +24,9 @@ _OF_MAXIMUM = 0.7
 @dataclass(frozen=True, slots=True)
 class Sizes:
     rates: tuple[int, ...] = field(default=(100, 500, 2000, 5000), metadata={"help": "events/s"})
-    seconds: float = field(default=8.0, metadata={"help": "counted at each rate and round"})
+    seconds: float = field(default=6.0, metadata={"help": "counted at each rate and round"})
     settling: float = field(
-        default=4.0, metadata={"help": "seconds before these: a young broker's transactions are slow"}
+        default=3.0, metadata={"help": "seconds before these: a young broker's transactions are slow"}
     )
     maximum: int = field(
         default=40_000, metadata={"help": "events to find the maximum with, of which 70 %% is a rate, too; 0 = not"}
@@ -100,4 +100,5 @@ CASE = Case(
         Figure("events_per_s", "events/s sent"),
     ),
     reference=ECHO,
+    plots=("p50_ms", "p99_ms"),
 )  # fmt: skip

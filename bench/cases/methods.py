@@ -41,7 +41,7 @@ _SETTLES_S = 1.0
 @dataclass(frozen=True, slots=True)
 class Sizes:
     members: int = field(default=200_000, metadata={"help": "of the segment"})
-    live_members: int = field(default=100_000, metadata={"help": "of the segment, beside live traffic"})
+    live_members: int = field(default=60_000, metadata={"help": "of the segment, beside live traffic"})
     live_rate: int = field(default=0, metadata={"help": "events/s of live traffic; 0 = half of the maximum"})
     live_seconds: float = field(default=15.0, metadata={"help": "of live traffic prepared for each step"})
 
@@ -106,7 +106,7 @@ def _as_statement(ground: Ground, members: int, round_: int) -> dict[str, Figure
 def _by_worker(ground: Ground, members: int, round_: int, rate: float, seconds: float) -> dict[str, Figures]:
     load = Load(len(_STEPS), 1, segments=1, seed=round_)
     live = Load(int(rate * seconds) * len(_STEPS) or 1, 1, segments=20, seed=500 + round_)
-    records = as_published(live.phases["adds"]) if rate else []
+    records = as_published(live.adds) if rate else []
     found = {}
     with ground.site() as site:
         fill_segment(site, load.segment_ids[0], members, enrolled=False)
@@ -235,5 +235,6 @@ CASE = Case(
         Figure("live_p50_ms", "live p50 ms", 1), Figure("live_p99_ms", "live p99 ms", 1), Figure("live_max_ms", "live max ms", 1),
     ),
     reference=STATEMENT,
+    plots=("members_per_s", "live_p99_ms"),
     rounds=2,
 )  # fmt: skip

@@ -154,5 +154,6 @@ CASE = Case(
         Figure("cpu_us_kafka", "Kafka", 1), Figure("cpu_us_workers", "itself", 1),
     ),
     reference=WORKER,
+    plots=("events_per_s", "cpu_us_all"),
     notes={peer.name: peer.lacks for peer in _PEERS},
 )  # fmt: skip

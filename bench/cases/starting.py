@@ -63,7 +63,7 @@ def _backlog(ground: Ground, sizes: Sizes, protocol: str, round_: int) -> dict[s
 
 def _rebalances(ground: Ground, sizes: Sizes, protocol: str, round_: int) -> dict[str, Figures]:
     load = Load(int(sizes.rate * (8 * sizes.seconds + 60)), 1, seed=1000 + round_)
-    records: list[Published] = as_published(load.phases["adds"])
+    records: list[Published] = as_published(load.adds)
     with ground.site(group_protocol=protocol) as site:
         site.publish(site.settings.methods_topic, as_published(load.method_events))
         site.start_workers(1)

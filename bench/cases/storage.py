@@ -107,6 +107,7 @@ CASE = Case(
     about="Per event, full page images included; autovacuum as it comes. rows written: inserted, updated, deleted, outbox included.",
     sizes=Sizes,
     variants=variants,
+    plots=("wal_bytes", "rows_written", "outbox_mb"),
     figures=(
         Figure("wal_bytes", "WAL bytes/event"), Figure("table_bytes", "table bytes/event"), Figure("index_bytes", "index bytes/event"),
         Figure("rows_written", "rows written/event", 2), Figure("hot_share", "HOT % of updates"), Figure("dead_rows", "dead rows/event", 2),

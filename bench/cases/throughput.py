@@ -11,7 +11,7 @@ from functools import lru_cache
 from bench.cases import ceiling
 from bench.checking import Expected, check_rows, check_topic, expected_of
 from bench.frame import Case, Figure, Figures, Ground, Variant
-from bench.load import Load, Published, as_published
+from bench.load import PHASES, Load, Published, as_published
 from bench.machine import cpu_seconds
 from bench.site import BenchSite, ChangesReader, wait_for
 
@@ -21,7 +21,7 @@ OWN = "the worker's SQL, one session"
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    events: int = field(default=60_000, metadata={"help": "per phase; divided by the methods where there are several"})
+    events: int = field(default=50_000, metadata={"help": "per phase; divided by the methods where there are several"})
     methods: tuple[int, ...] = field(default=(1, 5), metadata={"help": "per segment"})
     workers: tuple[int, ...] = field(default=(1, 2, 3), metadata={"help": "processes"})
     shapes: tuple[str, ...] = field(default=("uniform", "zipf"), metadata={"help": "how people spread over segments"})
@@ -29,12 +29,10 @@ class Sizes:
 
 
 @lru_cache(maxsize=2)
-def facts(
-    load: Load, phases: tuple[str, ...] = ("adds", "mixed", "removes")
-) -> tuple[Load, dict[str, Expected], dict[str, list[Published]]]:
+def facts(load: Load, phases: tuple[str, ...] = PHASES) -> tuple[Load, dict[str, Expected], dict[str, list[Published]]]:
     """The load, what must come of it, and its records: made once for all that are compared in a round."""
     expected = expected_of(load, phases)
-    return load, expected, {phase: as_published(load.phases[phase]) for phase in phases}
+    return load, expected, {phase: as_published(load.phase(phase)) for phase in phases}
 
 
 def maximum(ground: Ground, events: int) -> float:
@@ -158,4 +156,5 @@ CASE = Case(
         Figure("cpu_us_workers", "workers", 1),
     ),
     reference=CEILING,
+    plots=("events_per_s", "cpu_us_all"),
 )  # fmt: skip
