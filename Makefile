@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: reference docs dist security failpoints fuzz help venv demo test check lint types imports bench bench-profile bench-smoke clean lock image image-test chart manifests screenshots faults faults-report outage soak
+.PHONY: reference docs dist security failpoints fuzz help venv demo test check lint types imports bench bench-profile bench-smoke clean lock image image-test chart manifests dashboard-picture screenshots faults faults-report outage soak
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -119,6 +119,9 @@ manifests: $(READY) ## write deploy/manifests, the chart's schema of values and 
 	$(BIN)/python -m deploy.observability.dashboard
 	$(BIN)/python -m deploy.chart.values_schema
 	$(BIN)/python -m deploy.chart write
+
+dashboard-picture: $(READY) ## docs/images/dashboard.png: two workers under traffic, and what Prometheus answers to each panel's queries
+	DEVSTACK=native $(BIN)/python -m tests.support.dashboard_picture
 
 lock: $(READY) ## renew the pins of requirements/
 	$(BIN)/python -m pip install --quiet uv

@@ -20,6 +20,7 @@ from devstack.fetch import cache_directory
 HELM = "helm"
 KUBE_SCORE = "kube-score"
 PROMTOOL = "promtool"
+PROMETHEUS = "prometheus"
 _MODULES = {
     HELM: "helm.sh/helm/v3/cmd/helm@v3.19.0",
     KUBE_SCORE: "github.com/zegl/kube-score/cmd/kube-score@v1.20.0",
@@ -45,7 +46,7 @@ def fetch() -> Tools:
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "tools.lock"):
-        return Tools(_built(HELM), _built(KUBE_SCORE), _promtool())
+        return Tools(_built(HELM), _built(KUBE_SCORE), _of_debian(PROMTOOL))
 
 
 def _built(name: str) -> Path:
@@ -63,26 +64,31 @@ def _built(name: str) -> Path:
     return folder / name
 
 
-def _promtool() -> Path:
-    if found := shutil.which(PROMTOOL):
+def prometheus() -> Path:
+    """The server itself, for a scrape of real workers."""
+    with FileLock(cache_directory() / "tools.lock"):
+        return _of_debian(PROMETHEUS)
+
+
+def _of_debian(name: str) -> Path:
+    """A program of Prometheus, this machine's own or the one of Debian's package."""
+    if found := shutil.which(name):
         return Path(found)
-    folder = cache_directory() / PROMTOOL
-    if not (folder / PROMTOOL).exists():
+    folder = cache_directory() / PROMETHEUS
+    if not (folder / name).exists():
         if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
             raise ToolMissing(
-                "promtool is missing, and there is no apt-get to fetch Debian's package: install Prometheus"
+                f"{name} is missing, and there is no apt-get to fetch Debian's package: install Prometheus"
             )
-        with tempfile.TemporaryDirectory(dir=cache_directory(), prefix="fetching-") as staging:
-            _run(
-                "promtool could not be fetched",
-                ["apt-get", "download", "-o", "APT::Sandbox::User=root", "prometheus"],
-                cwd=staging,
-            )
+        with tempfile.TemporaryDirectory(dir=cache_directory(), prefix="unpacked-") as staging:
+            download = ["apt-get", "download", "-o", "APT::Sandbox::User=root", PROMETHEUS]
+            _run("Prometheus could not be fetched", download, cwd=staging)
             (package,) = Path(staging).glob("prometheus_*.deb")
-            _run("promtool could not be unpacked", ["dpkg-deb", "--extract", str(package), staging])
+            _run("Prometheus could not be unpacked", ["dpkg-deb", "--extract", str(package), staging])
             folder.mkdir(exist_ok=True)
-            Path(staging, "usr/bin/promtool").replace(folder / PROMTOOL)
-    return folder / PROMTOOL
+            for program in (PROMTOOL, PROMETHEUS):
+                Path(staging, "usr/bin", program).replace(folder / program)
+    return folder / name
 
 
 def _run(failure: str, command: list[str], *, cwd: str | None = None, **environment: str) -> None:
