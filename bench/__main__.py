@@ -22,6 +22,7 @@ from devstack import Stack
 from devstack.stack import Kind, choose_kind
 
 WARM_UP = 30_000
+_WIDTH = 200
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -95,7 +96,8 @@ def _run(chosen: argparse.Namespace) -> int:
         except WrongResult as wrong:
             say.print(f"[red]wrong result, no figures:[/red] {wrong}", highlight=False, markup=True)
             return 1
-        report.show(results.read(path), Console())
+        # Wide enough for a table, also in a file.
+        report.show(results.read(path), Console() if sys.stdout.isatty() else Console(width=_WIDTH))
         say.print(f"JSON: {path}", soft_wrap=True)
     return 0
 

@@ -94,7 +94,11 @@ def count() -> dict[str, float]:
     with Stack.start(kind=Kind.NATIVE, durable=True, postgres_parameters=_NOT_DURABLE) as stack:
         url = stack.postgres.create_database("smoke")
         migrate(url)
-        return dict(_Counting(url).everything())
+        counting = _Counting(url)
+        try:
+            return dict(counting.everything())
+        finally:
+            counting.close()
 
 
 class _Counting:
@@ -113,6 +117,10 @@ class _Counting:
         changed = schemas.current[RecordName.ENROLLMENT_CHANGED]
         self._encoder = ChangeEncoder(changed.parsed, prefix=changed.single_object_prefix, source="/smoke")
         self._offset = 0
+
+    def close(self) -> None:
+        self._session.close()
+        self._watch.close()
 
     def everything(self) -> Iterator[tuple[str, float]]:
         self._watch.execute("insert into position (topic, partition, next_offset) values (%s, %s, 0)", _PARTITION)
