@@ -61,6 +61,8 @@ _MAX_SILENCE_S = {
     watching.LOOP: 90.0,
 }
 _START_RETRY_S = 1.0
+# What closing connections may take after the drain limit, until the process ends without.
+EXIT_S = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -162,6 +164,7 @@ class Worker:
             self._stop.wait()
             self._shut_down(handoff)
         finally:
+            self._bound_exit()
             self.http.close()
             observer.close()
             if tracing is not None:
@@ -203,6 +206,17 @@ class Worker:
         if left := [name for name, thread in self._threads.items() if thread.is_alive()]:
             # Nothing is lost by it: what they were doing is committed or it isn't.
             log.warning("drain_timeout", still_running=left)
+
+    def _bound_exit(self) -> None:
+        """From here on only connections are to be closed, and a client whose service hangs, or whose clock jumped, may take for ever."""
+
+        def end() -> None:
+            log.warning("exit_forced", seconds=EXIT_S, threads=[thread.name for thread in threading.enumerate()])
+            os._exit(1 if self._failures else 0)
+
+        timer = threading.Timer(EXIT_S, end)
+        timer.daemon = True
+        timer.start()
 
     def _wait_for_services(self, broker: Broker) -> bool:
         """See that the database is migrated and the topics are there; an outage is waited for. False when stopped meanwhile."""

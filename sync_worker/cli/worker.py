@@ -1,5 +1,7 @@
 """`run`. From here on the words are logs, also the last ones: what reads them expects one format."""
 
+import os
+import sys
 from typing import Annotated
 
 import structlog
@@ -25,13 +27,19 @@ def run(
     log = structlog.get_logger("sync_worker")
     for warning in type(settings).warnings():
         log.warning("unknown_setting", detail=warning)
+    code = 0
     try:
         Worker(settings, publishes=not without_relay).run()
     except SettingsError:
         raise
     except SyncWorkerError as error:
         log.error("stopped", kind=type(error).__name__, reason=str(error))
-        raise typer.Exit(ERROR) from error
-    except Exception as error:
+        code = ERROR
+    except Exception:
         log.critical("stopped_by_defect", exc_info=True)
-        raise typer.Exit(ERROR) from error
+        code = ERROR
+    # All is closed that can be. The interpreter's own farewell would take down the clients' threads, and librdkafka waits there for
+    # a broker that is away, with a clock that was set back for hours.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -67,9 +67,16 @@ class Broker:
         self._timeout_s = timeout_s
 
     def cluster_id(self) -> str:
-        admin = self._admin
-        described = self._result("asking for the cluster", admin.describe_cluster(request_timeout=self._timeout_s))
-        return str(described.cluster_id)
+        """As the client's last metadata told. Not by a question of its own: a broker that has just started names no broker at all,
+        over which librdkafka's describe_cluster ends the process (an assertion).
+        """
+        try:
+            found = self._admin.cluster_id(self._timeout_s)
+        except KafkaException as error:
+            raise self._failure("asking for the cluster", error) from error
+        if not found:
+            raise self._failure("asking for the cluster", KafkaError(KafkaError._TIMED_OUT))
+        return str(found)
 
     def topics(self, names: Collection[str]) -> dict[str, TopicFacts]:
         """Raises TopicMissing naming every topic that does not exist."""
@@ -213,7 +220,9 @@ class Broker:
     def _answer(self, doing: str, future: "Future[_T]") -> _T:
         try:
             answer = future.result(self._timeout_s + 1)
-        except TimeoutError as error:  # this process stood still for a while, and the client hasn't noticed yet
+        except (
+            TimeoutError
+        ) as error:  # this process stood still, or its clock jumped, and the client hasn't noticed yet
             raise RetryableError(f"{doing}: no answer within {self._timeout_s:g} s") from error
         self._faults.answered()
         return answer

@@ -69,6 +69,7 @@ class HttpServer:
         """`port` 0 takes any free one. Raises FatalError when the address can't be had."""
         self.port: int | None = None
         self._closing = threading.Event()
+        self._woken = threading.Event()
         self._thread: threading.Thread | None = None
         if port < 0:
             return
@@ -99,6 +100,7 @@ class HttpServer:
         self._closing.set()
         if self._thread.is_alive():
             self._server.pull_trigger()
+            self._woken.set()
             self._thread.join()
         self._thread = None
 
@@ -108,6 +110,8 @@ class HttpServer:
         while not self._closing.is_set():
             self._make_room()
             server.asyncore.loop(timeout=1, map=server._map, use_poll=True, count=1)
+        # Whoever closes may be about to pull the trigger, a descriptor that mustn't be another file's by then.
+        self._woken.wait()
         server.task_dispatcher.shutdown(timeout=3)
         for channel in list(server.active_channels.values()):
             channel.handle_close()

@@ -262,6 +262,20 @@ def test_close_frees_the_port_and_may_be_repeated(served: Served) -> None:
     again.close()
 
 
+def test_a_loop_that_ends_by_itself_while_it_is_closed_keeps_its_trigger(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = HttpServer("127.0.0.1", 0, {})
+    pull, thread = server._server.pull_trigger, server._thread
+    assert thread is not None
+
+    def pull_late() -> None:
+        thread.join(2)  # longer than one turn of the loop, which has seen by then that it is to end
+        pull()
+
+    monkeypatch.setattr(server._server, "pull_trigger", pull_late)
+    server.close()
+    assert not thread.is_alive()
+
+
 def test_a_route_that_fails_is_500_and_tells_nothing() -> None:
     def broken() -> Any:
         raise ValueError("s3cr3t-w0rd")
