@@ -1,7 +1,7 @@
 """What a million events cost PostgreSQL: WAL, table and index growth, dead rows, and whether the outbox stays small."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -37,13 +37,20 @@ def variants(ground: Ground, sizes: Sizes) -> list[Variant]:
         found: dict[str, Figures] = {}
         with ground.site() as site:
             flow = Flow(site, load, 1)
+            counted = _settled(site)
             try:
-                parts = {**records, "replay": [record for part in records.values() for record in part]}
-                for phase, part in parts.items():
-                    with _watched(site, len(part)) as figures:
+                everything = [record for part in records.values() for record in part]
+                for phase, part in {**records, "replay": everything}.items():
+                    before = site.one(_SIZES)
+                    with _outbox_watched(site) as most:
                         flow.run(part, None if phase == "replay" else expected[phase].changes)
-                        wait_for(lambda: _emptied(site), "the outbox is emptied", 60)
-                    found[phase] = figures()
+                        wait_for(
+                            lambda: not site.one("select exists (select from outbox)")[0], "the outbox is emptied", 60
+                        )
+                    grown = _difference(site.one(_SIZES), before)
+                    now = _settled(site)
+                    found[phase] = _figures(len(part), grown, _difference(now, counted), max(most))
+                    counted = now
                     check_rows(site, expected[phase], phase)
             finally:
                 flow.close()
@@ -52,37 +59,37 @@ def variants(ground: Ground, sizes: Sizes) -> list[Variant]:
     return [Variant("one worker", measured)]
 
 
-def _emptied(site: BenchSite) -> bool:
-    return bool(site.one("select not exists (select from outbox)")[0])
+def _difference(now: tuple[int, ...], before: tuple[int, ...]) -> list[int]:
+    return [int(after - was) for after, was in zip(now, before, strict=True)]
+
+
+def _figures(events: int, grown: list[int], counted: list[int], most: int) -> Figures:
+    table, index, wal, outbox = grown
+    written, updated, hot, dead, vacuums = counted
+    return {
+        "wal_bytes": wal / events, "table_bytes": table / events, "index_bytes": index / events, "rows_written": written / events,
+        "hot_share": 100 * hot / updated if updated else 0.0, "dead_rows": dead / events, "vacuums": float(vacuums),
+        "outbox_mb": most / 2**20, "outbox_growth_mb": outbox / 2**20,
+    }  # fmt: skip
 
 
 @contextmanager
-def _watched(site: BenchSite, events: int) -> Iterator[Callable[[], Figures]]:
-    """What the block did to the database; asked after it."""
-    sizes, rows = site.one(_SIZES), _settled(site)
-    most, done = [0], threading.Event()
+def _outbox_watched(site: BenchSite) -> Iterator[list[int]]:
+    """Its sizes in bytes while the block lasts."""
+    found, done = [0], threading.Event()
 
     def watch() -> None:
         with psycopg.connect(site.database_url, autocommit=True, options="-c search_path=sync_worker") as session:
             while not done.wait(_EVERY_S):
-                for (size,) in session.execute("select pg_total_relation_size('outbox')"):
-                    most[0] = max(most[0], size)
+                found.extend(size for (size,) in session.execute("select pg_total_relation_size('outbox')"))
 
     thread = threading.Thread(target=watch, name="outbox")
     thread.start()
     try:
-        yield lambda: figures
+        yield found
     finally:
         done.set()
         thread.join()
-    after_sizes, after_rows = site.one(_SIZES), _settled(site)
-    table, index, wal, outbox = (now - before for now, before in zip(after_sizes, sizes, strict=True))
-    written, updated, hot, dead, vacuums = (int(now - before) for now, before in zip(after_rows, rows, strict=True))
-    figures = {
-        "wal_bytes": wal / events, "table_bytes": table / events, "index_bytes": index / events, "rows_written": written / events,
-        "hot_share": 100 * hot / updated if updated else 0.0, "dead_rows": dead / events, "vacuums": float(vacuums),
-        "outbox_mb": most[0] / 2**20, "outbox_growth_mb": outbox / 2**20,
-    }  # fmt: skip
 
 
 def _settled(site: BenchSite) -> tuple[int, ...]:
