@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
             "-q",
             "-rA",
             "tests/deploy",
-            "--ignore=tests/deploy/test_image.py",
+            "-mnot image",
             *arguments,
         ],
         env=environment,

@@ -125,7 +125,7 @@ def main(arguments: list[str]) -> int:
             build()
             if arguments[:1] != ["test"]:
                 return 0
-            tests = [sys.executable, "-m", "pytest", "-n0", "tests/deploy/test_image.py", *arguments[1:]]
+            tests = [sys.executable, "-m", "pytest", "-n0", "-mimage", "tests/deploy", *arguments[1:]]
             environment = {**os.environ, "DEVSTACK": "native", "SYNC_WORKER_IMAGE": IMAGE}
             return subprocess.run(tests, cwd=REPOSITORY, env=environment, check=False).returncode
     except ImageError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -16,10 +15,7 @@ from tests.support.check import assert_site_equals_model
 from tests.support.container import USER, ContainerWorker
 from tests.support.site import Site, wait_for
 
-pytestmark = pytest.mark.skipif(
-    "SYNC_WORKER_IMAGE" not in os.environ,
-    reason="no image to test: make image-test builds it and sets SYNC_WORKER_IMAGE",
-)
+pytestmark = pytest.mark.image
 START_LIMIT_S = 2.0
 # What must not be in the last stage, by the names of programs and packages.
 UNWANTED = ("pip", "setuptools", "cc", "gcc", "sh", "bash", "dpkg", "apt", "curl", "perl")
