@@ -47,7 +47,7 @@ types: $(READY) ## mypy --strict
 imports: $(READY) ## the import contracts of pyproject.toml
 	$(BIN)/lint-imports
 
-check: lint types imports docs test ## what CI runs
+check: lint types imports docs bench-smoke test ## what CI runs
 
 # Peers of the bench, and its profiler, have an environment of their own; only what runs them needs it.
 $(VENV)/bench/.installed: requirements/bench.txt

@@ -97,7 +97,7 @@ def document() -> dict[str, Any]:
             }
         ),
         "migration": _closed(
-            enabled=_FLAG, existingSecret=_NAME, key={"type": "string", "minLength": 1}, databaseUrl=_TEXT
+            enabled=_FLAG, pre=_FLAG, existingSecret=_NAME, key={"type": "string", "minLength": 1}, databaseUrl=_TEXT
         ),
         "topics": _closed(create=_FLAG, replicationFactor=_whole(1, 32767)),
         "partitions": _whole(1),
