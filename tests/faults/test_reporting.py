@@ -35,6 +35,17 @@ def test_totals_are_sums_over_all_runs_and_name_the_seeds_that_found_something()
         assert line in text
 
 
+def test_what_a_run_that_did_not_settle_left_undone_is_late_and_not_lost() -> None:
+    text = report.render(TEXT.format("totals"), [a_run(1, {}, lost=9, wrong=4, worker=1, unsettled=1)])
+    for line in ("| lost | 0 |", "| wrong | 0 |", "| worker | 1 |", "| unsettled | 1 |", "found something | 1 (seeds 1) |"):
+        assert line in text
+
+
+def test_mutants_stand_with_what_noticed_them() -> None:
+    caught = {"what": "mutant", "mutant": "no-lock", "leaves_out": "the lock", "seed": 3, "by": {"chains: wrong": 12}}
+    assert "| no-lock | the lock | 3 | chains: wrong 12 |" in report.render(TEXT.format("mutants"), [caught])
+
+
 def test_every_kind_of_fault_has_a_row_with_what_its_runs_found() -> None:
     text = report.render(TEXT.format("faults"), RUNS)
     assert "| worker killed | 7 | 2 | 7 | 0 | 0 | 0 |" in text
