@@ -37,7 +37,13 @@ def test_totals_are_sums_over_all_runs_and_name_the_seeds_that_found_something()
 
 def test_what_a_run_that_did_not_settle_left_undone_is_late_and_not_lost() -> None:
     text = report.render(TEXT.format("totals"), [a_run(1, {}, lost=9, wrong=4, worker=1, unsettled=1)])
-    for line in ("| lost | 0 |", "| wrong | 0 |", "| worker | 1 |", "| unsettled | 1 |", "found something | 1 (seeds 1) |"):
+    for line in (
+        "| lost | 0 |",
+        "| wrong | 0 |",
+        "| worker | 1 |",
+        "| unsettled | 1 |",
+        "found something | 1 (seeds 1) |",
+    ):
         assert line in text
 
 
