@@ -99,7 +99,7 @@ def programs_of(home: Path, user: User | None, installed: Path | None = None) ->
     installed: another build, a folder with bin, lib and share.
     """
     sources = [installed] if installed is not None else _wheel()
-    if user is None or (_everybody_may_enter(sources[0]) and _everybody_may_read(sources[0] / "share/postgres.bki")):
+    if user is None or (_everybody_may_enter(sources[0]) and _everybody_may_read_share(sources[0])):
         return sources[0] / "bin"
     # Typically a virtual environment below /root. The programs find their libraries by their place beside them.
     copies = home / "programs"
@@ -128,5 +128,6 @@ def _everybody_may_enter(folder: Path) -> bool:
     return all(path.stat().st_mode & stat.S_IXOTH for path in (folder, *folder.parents))
 
 
-def _everybody_may_read(file: Path) -> bool:
-    return bool(file.stat().st_mode & stat.S_IROTH)
+def _everybody_may_read_share(installed: Path) -> bool:
+    """By the file that initdb reads first; builds keep it in `share` or one below."""
+    return all(file.stat().st_mode & stat.S_IROTH for file in installed.glob("share/**/postgres.bki"))

@@ -23,6 +23,15 @@ hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profil
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 TEMPLATE = "sync_worker_template"
+# Minutes each, most of it waiting: begun last, they would be waited for alone. Each file stays with one process.
+LONGEST = (
+    "test_tls.py", "test_database_went_back.py", "test_short.py", "test_outages.py", "test_failpoints.py", "test_relay_adopt_cases.py",
+    "test_relay_adopt.py", "test_registry_worker.py", "test_injection.py", "test_pages.py", "test_operating_story.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,8 @@ def clock() -> Clock:
 
 @pytest.fixture
 def registry(stack: Stack, clock: Clock) -> Iterator[Registry]:
-    connected = Registry(stack.registry.url, clock=clock)
+    # What it answers is looked at, not how soon.
+    connected = Registry(stack.registry.url, clock=clock, timeout_s=30.0)
     yield connected
     connected.close()
 

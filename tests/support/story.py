@@ -127,7 +127,8 @@ def run_on_a_terminal(
     shown = {**environment, "COLUMNS": str(COLUMNS), "TERM": "xterm", "NO_COLOR": "1"}
     output = b""
     with subprocess.Popen(
-        ["bash", "-c", command],
+        # Where all this runs in the background, Ctrl-C is ignored, and so it would be by whatever is started here.
+        ["env", "--default-signal=INT", "bash", "-c", command],
         cwd=folder,
         env=shown,
         stdin=subprocess.DEVNULL,
