@@ -204,11 +204,11 @@ class Proxy:
             effect.touched += 1
             if weather.cut_commit == "after":
                 writer.write(data)
-                await writer.drain()
-                # The server's answer may be on its way already; it must not pass.
+                # The server's answer may be on its way soon; it must not pass. The server's end is closed in order, behind what it was
+                # sent: a reset would take from it what it hasn't read.
                 _reset(link.writers[0])
-                await asyncio.sleep(_GLANCE_S)
-            link.cut()
+            else:
+                link.cut()
             return False
         if weather.cut_after and effect.touched < weather.cuts and link.passed + len(data) > weather.cut_after:
             effect.touched += 1

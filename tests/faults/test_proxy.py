@@ -12,6 +12,7 @@ import pytest
 
 from devstack.ports import HOST, free_port
 from tests.faults.proxy import COMMIT, Proxies, Proxy, Weather
+from tests.support.site import wait_for
 
 
 class Capitals(socketserver.BaseRequestHandler):
@@ -88,7 +89,7 @@ def test_a_commit_is_cut_before_the_server_has_it_or_after(
             assert ask(connected, b"more") == b"MORE"
             assert is_cut(connected, COMMIT)
             assert effect.touched == 1
-    assert b"".join(server.heard) == b"hellomore" + heard
+    wait_for(lambda: b"".join(server.heard) == b"hellomore" + heard, what="the server hearing what it was sent")
 
 
 def test_what_is_stalled_is_delivered_when_the_weather_clears(proxy: Proxy) -> None:
