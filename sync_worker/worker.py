@@ -10,7 +10,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from uuid import uuid4
 
@@ -164,13 +165,13 @@ class Worker:
             self._stop.wait()
             self._shut_down(handoff)
         finally:
-            self._bound_exit()
-            self.http.close()
-            observer.close()
-            if tracing is not None:
-                tracing.close()
-            if registry is not None:
-                registry.close()
+            with self._bounded(failed=bool(self._failures) or sys.exc_info()[0] is not None):
+                self.http.close()
+                observer.close()
+                if tracing is not None:
+                    tracing.close()
+                if registry is not None:
+                    registry.close()
         if self._failures:
             raise self._failures[0]
         log.info("worker_stopped")
@@ -207,16 +208,24 @@ class Worker:
             # Nothing is lost by it: what they were doing is committed or it isn't.
             log.warning("drain_timeout", still_running=left)
 
-    def _bound_exit(self) -> None:
-        """From here on only connections are to be closed, and a client whose service hangs, or whose clock jumped, may take for ever."""
+    @contextmanager
+    def _bounded(self, *, failed: bool) -> Iterator[None]:
+        """Only connections are closed in here, which may take for ever where a service hangs, or where the clock jumped.
+
+        failed: what the process says of itself by its exit code where it has to end in the middle of it.
+        """
 
         def end() -> None:
             log.warning("exit_forced", seconds=EXIT_S, threads=[thread.name for thread in threading.enumerate()])
-            os._exit(1 if self._failures else 0)
+            os._exit(int(failed))
 
         timer = threading.Timer(EXIT_S, end)
         timer.daemon = True
         timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _wait_for_services(self, broker: Broker) -> bool:
         """See that the database is migrated and the topics are there; an outage is waited for. False when stopped meanwhile."""
