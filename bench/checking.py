@@ -6,6 +6,7 @@ What differs raises WrongResult: the round's figures don't count.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from typing import Any
@@ -16,7 +17,7 @@ from confluent_kafka import Message
 
 from bench.errors import WrongResult, expect
 from bench.load import PHASES, Load, as_model
-from bench.site import BenchSite, ChangesReader
+from bench.site import BenchSite
 from tests.model.model import Enrollment, Model, Pair
 from tests.support.wire import prefix, schema
 
@@ -131,17 +132,15 @@ class Chains:
         self.states[key] = (after["status"], tuple(after["roles"]), tuple(str(group) for group in after["groups"]))
 
 
-def check_topic(
-    reader: ChangesReader, versions: Mapping[Pair, int], enrollments: Mapping[Pair, Enrollment], *, decoded: bool = True
-) -> None:
+def check_topic(site: BenchSite, expected: Expected, *, decoded: bool = True) -> None:
     """The whole topic from its beginning: per key the versions 1, 2, 3 … up to the row's, and where decoded what the row shows."""
-    chains = Chains()
-    total = sum(versions.values())
-    # Once all are there, a moment more for what must not be.
-    while messages := reader.some(5.0 if reader.count < total else 0.3):
-        chains.take(messages, decoded=decoded)
+    chains, total = Chains(), sum(expected.versions.values())
+    with closing(site.changes_reader()) as reader:
+        # Once all are there, a moment more for what must not be.
+        while messages := reader.some(5.0 if reader.count < total else 0.3):
+            chains.take(messages, decoded=decoded)
     expect("changes in the topic", reader.count, total)
-    should = {f"{course}:{user}".encode(): version for (course, user), version in versions.items()}
+    should = {f"{course}:{user}".encode(): version for (course, user), version in expected.versions.items()}
     if chains.versions != should:
         key = next(key for key in should.keys() | chains.versions if should.get(key) != chains.versions.get(key))
         raise WrongResult(
@@ -151,7 +150,7 @@ def check_topic(
         last = {key: state for key, state in chains.states.items() if state[0] != "ABSENT"}
         shown = {
             f"{course}:{user}".encode(): (each.status, each.roles, each.groups)
-            for (course, user), each in enrollments.items()
+            for (course, user), each in expected.enrollments.items()
         }
         if last != shown:
             key = next(key for key in last.keys() | shown.keys() if last.get(key) != shown.get(key))

@@ -20,6 +20,9 @@ EventId = NewType("EventId", bytes)
 
 NAMESPACE = "user_segment_sync.v1"
 
+new_tuple = tuple.__new__
+"""What a named tuple's own __new__ ends in, at a third of its cost, for the few that are made once per event."""
+
 
 def text_of(id_: bytes) -> str:
     """An id in the canonical 8-4-4-4-12 form."""

@@ -43,9 +43,13 @@ def revisions() -> tuple[Revision, ...]:
     return found
 
 
+def _names() -> list[str]:
+    return [each.name for each in revisions()]
+
+
 def head() -> str:
     """The revision that `migrate` ends with."""
-    return revisions()[-1].name
+    return _names()[-1]
 
 
 def needed() -> str:
@@ -54,19 +58,17 @@ def needed() -> str:
 
 
 def is_known(revision: str) -> bool:
-    return any(each.name == revision for each in revisions())
+    return revision in _names()
 
 
 def is_enough(revision: str) -> bool:
     """Whether a known revision has all that workers of this version need."""
-    names = [each.name for each in revisions()]
-    return names.index(revision) >= names.index(needed())
+    return _names().index(revision) >= _names().index(needed())
 
 
 def shut_out_by_pre(before: str) -> str | None:
     """The post half between `before` and what this version needs, if there is one: no worker of `before` goes on beside it."""
-    names = [each.name for each in revisions()]
-    between = revisions()[names.index(before) + 1 : names.index(needed())]
+    between = revisions()[_names().index(before) + 1 : _names().index(needed())]
     return next((each.name for each in between if each.half == "post"), None)
 
 

@@ -146,7 +146,7 @@ class Gathering:
             return None
         lane.behind = False
         headers = None if end_of_partition else headers_of(message)
-        if lane.waiting or lane.blocked:
+        if lane.held:
             lane.waiting.append(Waiting(message, headers))
         elif end_of_partition:
             self._take_end(lane, offset)
@@ -154,7 +154,7 @@ class Gathering:
             lane.waiting.append(Waiting(message, headers))
             lane.retry_at = self._clock() + lane.retry_after_s
             self._say()
-        return lane if lane.waiting or lane.blocked else None
+        return lane if lane.held else None
 
     def _take_end(self, lane: Lane, offset: int) -> None:
         """Control records of transactions move the end of a partition without a record to apply."""

@@ -220,9 +220,8 @@ class Broker:
     def _answer(self, doing: str, future: "Future[_T]") -> _T:
         try:
             answer = future.result(self._timeout_s + 1)
-        except (
-            TimeoutError
-        ) as error:  # this process stood still, or its clock jumped, and the client hasn't noticed yet
+        except TimeoutError as error:
+            # This process stood still, or its clock jumped, and the client hasn't noticed yet.
             raise RetryableError(f"{doing}: no answer within {self._timeout_s:g} s") from error
         self._faults.answered()
         return answer

@@ -105,7 +105,7 @@ class Publisher:
         topic: str,
         key: bytes | None,
         value: bytes | None,
-        headers: Sequence[tuple[str, bytes | None]],
+        headers: list[Any],
         tag: object,
         *,
         partition: int = -1,
@@ -113,7 +113,7 @@ class Publisher:
         callback = self._report if tag is None else partial(self._report, tag=tag)
         while True:
             try:
-                self._producer.produce(topic, value, key, partition, headers=list(headers), on_delivery=callback)
+                self._producer.produce(topic, value, key, partition, headers=headers, on_delivery=callback)
             except BufferError:
                 self._producer.poll(0.05)
             else:

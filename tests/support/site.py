@@ -32,12 +32,21 @@ from tests.support.wire import decode_change, encode
 
 SETTLE_TIMEOUT_S = 60.0
 PROGRAM = (sys.executable, "-m", "sync_worker")
-_TOPIC_SETTINGS = ("membership", "methods", "sources", "changes", "dead_letters", "cursor")
+# By setting, as contract §1 has them.
 _DEFAULT_TOPICS = {
-    "segments.membership": "membership",
-    "enrollment.methods": "methods",
-    "enrollment.sources": "sources",
+    "membership": "segments.membership",
+    "methods": "enrollment.methods",
+    "sources": "enrollment.sources",
+    "changes": "enrollment.changes",
+    "dead_letters": "sync-worker.dead-letters",
+    "cursor": "sync-worker.cursor",
 }
+_SETTING_OF = {topic: setting for setting, topic in _DEFAULT_TOPICS.items()}
+DEFAULT_NAMES = {
+    **{f"SYNC_WORKER_{setting.upper()}_TOPIC": topic for setting, topic in _DEFAULT_TOPICS.items()},
+    "SYNC_WORKER_CONSUMER_GROUP": "sync-worker",
+}
+"""Settings of a site that has the names which documents use."""
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float = SETTLE_TIMEOUT_S, what: str = "the condition") -> Any:
@@ -122,7 +131,7 @@ class Site:
             "SYNC_WORKER_HTTP_PORT": "0",
             "SYNC_WORKER_HTTP_HOST": "127.0.0.1",
             "SYNC_WORKER_LOG_FORMAT": "json",
-            **{f"SYNC_WORKER_{topic.upper()}_TOPIC": f"{name}.{topic}" for topic in _TOPIC_SETTINGS},
+            **{f"SYNC_WORKER_{topic.upper()}_TOPIC": f"{name}.{topic}" for topic in _DEFAULT_TOPICS},
             **settings,
         }
         own = {
@@ -200,7 +209,7 @@ class Site:
         for event in events:
             name, fields = to_record(event)
             self.produce_raw(
-                _DEFAULT_TOPICS[topic_of(event)],
+                _SETTING_OF[topic_of(event)],
                 encode(RecordName(name), fields),
                 key=key_of(event).encode(),
                 flush=False,
