@@ -19,8 +19,8 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from sync_worker import __version__
-from sync_worker.database.revision import check_revision
-from sync_worker.database.sessions import ConnectionLost, engine_for, translated
+from sync_worker.database.revision import expect_revision
+from sync_worker.database.sessions import ConnectionLost
 from sync_worker.enrollment.breaker import Limits
 from sync_worker.errors import RetryableError
 from sync_worker.events import RecordName
@@ -229,11 +229,9 @@ class Worker:
 
     def _wait_for_services(self, broker: Broker) -> bool:
         """See that the database is migrated and the topics are there; an outage is waited for. False when stopped meanwhile."""
-        engine = engine_for(self._settings.database_url.get_secret_value(), "start")
         while not self._stop.is_set():
             try:
-                with translated(), engine.connect() as connection:
-                    check_revision(connection)
+                expect_revision(self._settings.database_url.get_secret_value(), "start")
                 self._health.set_ready("database", ok=True)
                 broker.topics(
                     [

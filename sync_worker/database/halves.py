@@ -5,16 +5,16 @@ where it takes away, or insists on, what those did not know. A worker must never
 past it: the database itself says which is the oldest that it supports.
 """
 
+import ast
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
-
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from typing import Any, Final, Literal
 
 from sync_worker.errors import FatalError
+
+MIGRATIONS: Final = Path(__file__).with_name("migrations")
+"""Alembic's folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,22 +25,35 @@ class Revision:
     half: Literal["pre", "post"]
 
 
-def config(connection: Connection | None = None) -> Config:
-    """Alembic's, for the revisions of this installation."""
-    made = Config()
-    made.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-    made.attributes["connection"] = connection
-    return made
-
-
 @cache
 def revisions() -> tuple[Revision, ...]:
-    """Every revision that this version has heard of, the first one first."""
-    scripts = reversed(list(ScriptDirectory.from_config(config()).walk_revisions()))
-    found = tuple(Revision(script.revision, script.module.half) for script in scripts)
+    """Every revision that this version has heard of, the first one first.
+
+    Their files are read, not run: that takes Alembic, which a worker does without (ADR 11).
+    """
+    after = {constants["down_revision"]: constants for constants in map(_constants, _files())}
+    found, last = [], None
+    while last in after:
+        found.append(Revision(after[last]["revision"], after[last]["half"]))
+        last = after[last]["revision"]
     if not found:
         raise FatalError("this installation holds no migrations: install the worker again")
-    return found
+    return tuple(found)
+
+
+def _files() -> list[Path]:
+    return list((MIGRATIONS / "versions").glob("[0-9]*.py"))
+
+
+def _constants(file: Path) -> dict[str, Any]:
+    """What a module assigns plainly: `revision = "0001"`."""
+    return {
+        statement.targets[0].id: ast.literal_eval(statement.value)
+        for statement in ast.parse(file.read_bytes(), str(file)).body
+        if isinstance(statement, ast.Assign)
+        and isinstance(statement.targets[0], ast.Name)
+        and isinstance(statement.value, ast.Constant)
+    }
 
 
 def _names() -> list[str]:
@@ -85,9 +98,9 @@ def oldest_worker(at: str) -> str:
     return oldest
 
 
-def supported_from(connection: Connection) -> str | None:
-    """What the newer version that migrated this database said of the oldest worker; None where it said nothing."""
-    if connection.execute(text("select to_regclass('sync_worker.schema_support')")).scalar() is None:
-        return None
-    found: str | None = connection.execute(text("select oldest_worker from sync_worker.schema_support")).scalar()
-    return found
+def newer_message(revision: str) -> str:
+    """What is wrong with a database at a revision that this version doesn't know."""
+    return (
+        f"the database's schema sync_worker is at revision {revision}, which this version of the worker does not know "
+        f"(it knows up to {head()}): install a newer worker"
+    )

@@ -6,11 +6,12 @@ It must never lose a row: a revision only adds or rewrites what the worker can c
 from dataclasses import dataclass, field
 
 from alembic import command
+from alembic.config import Config
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from sync_worker.database import halves
-from sync_worker.database.sessions import engine_for, translated
+from sync_worker.database.engine import connection_to
 from sync_worker.errors import FatalError
 
 # One key for the whole database server's advisory locks of `migrate`; the worker's own is in enrollment/statements.sql.
@@ -49,17 +50,16 @@ def migrate(url: str, *, pre: bool = False) -> MigrationReport:
 
     pre: only as far as workers of the version before can go on beside it. Raises FatalError where there is no such way.
     """
-    engine = engine_for(url, "migrate")
-    with translated(), engine.connect() as connection:
+    with connection_to(url, "migrate") as connection:
         connection.execute(text("select pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
         # Alembic keeps its version table in the schema that its first revision fills.
         connection.execute(text("create schema if not exists sync_worker"))
         connection.commit()
         before = _revision(connection)
         if before is not None and not halves.is_known(before):
-            raise FatalError(newer_message(before))
+            raise FatalError(halves.newer_message(before))
         after = _target(before, pre=pre)
-        command.upgrade(halves.config(connection), after)
+        command.upgrade(_config(connection), after)
         connection.execute(
             text("update sync_worker.schema_support set oldest_worker = :oldest where oldest_worker <> :oldest"),
             {"oldest": halves.oldest_worker(after)},
@@ -82,11 +82,11 @@ def _target(before: str | None, *, pre: bool) -> str:
     return halves.needed()
 
 
-def newer_message(revision: str) -> str:
-    return (
-        f"the database's schema sync_worker is at revision {revision}, which this version of the worker does not know "
-        f"(it knows up to {halves.head()}): install a newer worker"
-    )
+def _config(connection: Connection) -> Config:
+    made = Config()
+    made.set_main_option("script_location", str(halves.MIGRATIONS))
+    made.attributes["connection"] = connection
+    return made
 
 
 def _revision(connection: Connection) -> str | None:

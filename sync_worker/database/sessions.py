@@ -11,9 +11,6 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
-from sqlalchemy import Engine, create_engine
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
 
 from sync_worker.errors import FatalError, RetryableError, SyncWorkerError
 
@@ -86,10 +83,6 @@ def translated() -> Iterator[None]:
     """Turn the driver's errors into the worker's own."""
     try:
         yield
-    except DBAPIError as error:
-        if isinstance(error.orig, psycopg.Error):
-            raise translation(error.orig) from error
-        raise
     except psycopg.Error as error:
         raise translation(error) from error
 
@@ -148,13 +141,6 @@ def connect(url: str, purpose: str, *, autocommit: bool = True, server: str = "r
                 " sslkey in SYNC_WORKER_DATABASE_URL"
             ) from error
         raise ConnectionLost(f"PostgreSQL can't be reached: {text}") from error
-
-
-def engine_for(url: str, purpose: str) -> Engine:
-    """SQLAlchemy's way to sessions of `connect`, for the ordinary queries: a new one each time, none kept."""
-    return create_engine(
-        "postgresql+psycopg://", creator=lambda: connect(url, purpose, autocommit=False), poolclass=NullPool
-    )
 
 
 def apply_session(url: str, purpose: str) -> Session:

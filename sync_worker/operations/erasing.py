@@ -12,8 +12,8 @@ from uuid import UUID
 import structlog
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from sync_worker.database.revision import check_revision
-from sync_worker.database.sessions import Contention, Session, apply_session, engine_for, translated
+from sync_worker.database.revision import expect_revision
+from sync_worker.database.sessions import Contention, Session, apply_session
 from sync_worker.enrollment import erase
 from sync_worker.enrollment.erase import Traces
 from sync_worker.kafka.broker import Broker
@@ -55,8 +55,7 @@ class Erasure:
         broker = Broker(settings)
         self.topics = [_retention(broker, topic) for topic in topics if topic]
         url = settings.database_url.get_secret_value()
-        with translated(), engine_for(url, "erase").connect() as connection:
-            check_revision(connection)
+        expect_revision(url, "erase")
         self._session: Session = apply_session(url, "erase")
 
     def close(self) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from sync_worker.database import arrays
-from sync_worker.database.revision import check_revision
-from sync_worker.database.sessions import Session, apply_session, engine_for, translated
+from sync_worker.database.revision import expect_revision
+from sync_worker.database.sessions import Session, apply_session, translated
 from sync_worker.enrollment import breaker, release
 from sync_worker.enrollment.breaker import Hold
 from sync_worker.enrollment.release import Release
@@ -35,8 +35,7 @@ class Holds:
 
     def __init__(self, settings: Settings) -> None:
         url = settings.database_url.get_secret_value()
-        with translated(), engine_for(url, "holds").connect() as connection:
-            check_revision(connection)
+        expect_revision(url, "holds")
         self._session: Session = apply_session(url, "holds")
         arrays.register(self._session)
 

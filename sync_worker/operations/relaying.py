@@ -12,8 +12,8 @@ from uuid import uuid4
 
 import structlog
 
-from sync_worker.database.revision import check_revision
-from sync_worker.database.sessions import Session, connect, engine_for, translated
+from sync_worker.database.revision import expect_revision
+from sync_worker.database.sessions import Session, connect, translated
 from sync_worker.errors import FatalError
 from sync_worker.failpoints import reach
 from sync_worker.kafka.broker import Broker
@@ -179,8 +179,7 @@ class Adopting:
 
 def _session(settings: Settings) -> Session:
     url = settings.database_url.get_secret_value()
-    with translated(), engine_for(url, "relay show").connect() as connection:
-        check_revision(connection)
+    expect_revision(url, "relay show")
     session = connect(url, "relay show")
     session.execute("set search_path = sync_worker, pg_temp")
     return session

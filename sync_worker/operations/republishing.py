@@ -12,8 +12,8 @@ from uuid import UUID
 import structlog
 
 from sync_worker.database import arrays
-from sync_worker.database.revision import check_revision
-from sync_worker.database.sessions import Contention, Session, apply_session, engine_for, translated
+from sync_worker.database.revision import expect_revision
+from sync_worker.database.sessions import Contention, Session, apply_session, translated
 from sync_worker.errors import RetryableError
 from sync_worker.operations.operator import operator
 from sync_worker.outbox import republish
@@ -35,8 +35,7 @@ class Republication:
 
     def __init__(self, settings: Settings, course: UUID | None, *, max_waiting: int = MAX_WAITING_ROWS) -> None:
         url = settings.database_url.get_secret_value()
-        with translated(), engine_for(url, "republish").connect() as connection:
-            check_revision(connection)
+        expect_revision(url, "republish")
         self._session: Session = apply_session(url, "republish")
         arrays.register(self._session)
         self._course = course

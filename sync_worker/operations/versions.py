@@ -13,8 +13,8 @@ from uuid import UUID
 from sqlalchemy import Column, ColumnElement, Connection, Table, insert, null, select, text, tuple_, update
 from sqlalchemy.sql.elements import Null
 
-from sync_worker.database.revision import check_revision
-from sync_worker.database.sessions import engine_for, translated
+from sync_worker.database.engine import connection_to
+from sync_worker.database.revision import expect_revision
 from sync_worker.database.tables import backfill, enrollment, intervention, membership, method, source
 from sync_worker.enrollment.apply import SQL as ENROLLMENT
 from sync_worker.operations.entities import KEYS, Key, Kind
@@ -72,19 +72,18 @@ class Versions:
     """Versions in the settings' database."""
 
     def __init__(self, settings: Settings) -> None:
-        self._engine = engine_for(settings.database_url.get_secret_value(), "versions")
-        with translated(), self._engine.connect() as connection:
-            check_revision(connection)
+        self._url = settings.database_url.get_secret_value()
+        expect_revision(self._url, "versions")
 
     def show(self, kind: Kind, key: Key) -> Standing | None:
         """The entity as it is stored; None where nothing was ever said of it."""
-        with translated(), self._engine.connect() as connection:
+        with connection_to(self._url, "versions") as connection:
             found = _read(connection, kind, _is_any(kind, [key]))
         return found[0] if found and found[0].version > 0 else None
 
     def find(self, kind: Kind, above: int) -> list[Standing]:
         """Entities of a kind whose version is above this, FOUND_AT_MOST of them. Reads a whole table, without a lock."""
-        with translated(), self._engine.connect() as connection:
+        with connection_to(self._url, "versions") as connection:
             return _read(connection, kind, _version(_SHAPES[kind]) > above)
 
     def lower(self, standings: Sequence[Standing], to: int) -> Iterator[list[Standing]]:
@@ -94,7 +93,7 @@ class Versions:
         """
         ordered = sorted(standings, key=lambda each: [str(part) for part in each.key])
         for start in range(0, len(ordered), ENTITIES_PER_TRANSACTION):
-            with translated(), self._engine.begin() as connection:
+            with connection_to(self._url, "versions") as connection, connection.begin():
                 lowered = _lower(connection, ordered[start : start + ENTITIES_PER_TRANSACTION], to)
             yield lowered
 

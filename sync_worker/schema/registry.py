@@ -7,15 +7,16 @@ contract §2). Must never sleep or retry by itself, never take an outage for a v
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 from uuid import UUID
-
-from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError
 
 from sync_worker.errors import FatalError, InvalidRecord, RejectionReason, RetryableError, SettingsError
 from sync_worker.schema.avro import AvroSchema, UnusableSchema, parse
 from sync_worker.settings import Settings
+
+if TYPE_CHECKING:
+    from confluent_kafka.schema_registry import Schema
 
 TIMEOUT_S = 3.0
 UNKNOWN_FOR_S = 60.0  # contract §2: an id the registry doesn't know is retried for a minute
@@ -62,6 +63,10 @@ class Registry:
         timeout_s: float = TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        # A third of the memory and of the start of a worker that has no registry.
+        from confluent_kafka import schema_registry  # noqa: PLC0415 - see above
+
+        self._library = schema_registry
         self.url, credentials = _without_credentials(url)
         if user:
             credentials = f"{user}:{password or ''}"
@@ -69,7 +74,7 @@ class Registry:
         if credentials is not None:
             configuration["basic.auth.user.info"] = credentials
         try:
-            self._client = SchemaRegistryClient(configuration)
+            self._client = schema_registry.SchemaRegistryClient(configuration)
         except (ValueError, OSError) as fault:
             raise SettingsError(f"SYNC_WORKER_SCHEMA_REGISTRY_URL: {self.url} cannot be used: {fault}") from fault
         self._clock = clock
@@ -126,7 +131,7 @@ class Registry:
         if known is not None:
             return known
         subject = subject_name(topic, schema)
-        wanted = Schema(schema.text, "AVRO")
+        wanted = self._library.Schema(schema.text, "AVRO")
         try:
             # A look-up first: writing may be forbidden where schemas are registered by a pipeline.
             registered = self._ask(subject, lambda: self._client.lookup_schema(subject, wanted), any_not_found=True)
@@ -159,7 +164,7 @@ class Registry:
         """Put one request; raises _NotFound (unless registering), RegistryUnavailable, FatalError for a refusal."""
         try:
             return call()
-        except SchemaRegistryError as fault:
+        except self._library.SchemaRegistryError as fault:
             status, code = fault.http_status_code, fault.error_code
             said = f"{fault.error_message} (HTTP {status}, code {code})"[:300]
             if not registering and (
@@ -201,7 +206,7 @@ class Registry:
             f"the schema registry at {self.url} does not know schema {reference}, for {waited:.0f} s by now"
         )
 
-    def _usable(self, reference: int | UUID, found: Schema) -> AvroSchema:
+    def _usable(self, reference: int | UUID, found: "Schema") -> AvroSchema:
         if found.schema_type not in (None, "AVRO") or found.schema_str is None:
             raise _unknown_schema(f"schema {reference} of the registry is of type {found.schema_type}, not AVRO")
         if found.references:

@@ -30,7 +30,11 @@ Revision ID: {name}
 """
 from alembic import op
 
-revision, down_revision, branch_labels, depends_on, half = "{name}", "{before}", None, None, "{half}"
+revision = "{name}"
+down_revision = "{before}"
+branch_labels = None
+depends_on = None
+half = "{half}"
 
 
 def upgrade() -> None:
