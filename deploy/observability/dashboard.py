@@ -77,11 +77,14 @@ ROWS: Final = (
         "What comes out?",
         (
             Panel("Changes", "EnrollmentChanged, published and committed.", "ops",
-                  {"{{change}}": "sum by (change) (rate(sync_worker_changes_total{{{of}}}[$__rate_interval]))"}),
+                  {"{{change}}": "sum by (change) (rate(sync_worker_changes_total{{{of}}}[$__rate_interval]))"}, columns=4),
             Panel("Published by kind", "All that the relay publishes.", "ops",
-                  {"{{kind}}": "sum by (kind) (rate(sync_worker_published_total{{{of}}}[$__rate_interval]))"}),
+                  {"{{kind}}": "sum by (kind) (rate(sync_worker_published_total{{{of}}}[$__rate_interval]))"}, columns=4),
             Panel("Outbox", "Rows that are not published yet.", "short",
-                  {"rows": "max(sync_worker_outbox_unpublished{{{of}}})"}),
+                  {"rows": "max(sync_worker_outbox_unpublished{{{of}}})"}, columns=4),
+            Panel("Age, p99", "From occurred_at until it was applied, and from there until it was published.", "s",
+                  {"{{at}}": "histogram_quantile(0.99, sum by (le, at) "
+                             "(rate(sync_worker_age_seconds_bucket{{{of}}}[$__rate_interval])))"}, columns=4),
         ),
     ),
     Row(

@@ -18,14 +18,14 @@ from sync_worker.database.sessions import ConnectionLost, Contention, Session, a
 from sync_worker.enrollment.apply import SQL
 from sync_worker.enrollment.breaker import NEVER, Breaker, Limits
 from sync_worker.errors import RetryableError
-from sync_worker.events import Partition, Record, Rejection
+from sync_worker.events import Event, Partition, Record, Rejection
 from sync_worker.intake import positions
 from sync_worker.intake.handoff import Batch, Committed, Establish, Established, Handoff, Rewound
 from sync_worker.intake.positions import PositionsMoved
 from sync_worker.kafka.broker import Broker, TopicMissing
 from sync_worker.loops import checkpoint
 from sync_worker.service.health import Health
-from sync_worker.service.metrics import Metrics, Retry, Step
+from sync_worker.service.metrics import Metrics, Retry, Stage, Step
 from sync_worker.service.tracing import Tracing
 
 LOOP = "apply"
@@ -137,8 +137,17 @@ class Applying:
         reached = {record.partition: record.next_offset for record in batch.records if record.partition not in rewound}
         self._handoff.reply(Committed(reached))
         self._count(outcome, time.perf_counter() - started)
+        self._observe_age(batch.records)
         if outcome.changes or outcome.rejected:
             self._on_committed()
+
+    def _observe_age(self, records: Sequence[Record]) -> None:
+        """Of the first event alone: it waited the longest in this worker, and one look costs nothing per event."""
+        for record in records:
+            if isinstance(record.content, Event):
+                age_s = time.time() - record.content.occurred_at / 1_000_000
+                self._metrics.age_seconds.labels(Stage.APPLIED).observe(max(0.0, age_s))
+                return
 
     def _between(self) -> None:
         """A batch may be many transactions: each is progress, and a place to stop when the drain limit is over."""

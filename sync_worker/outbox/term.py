@@ -16,7 +16,7 @@ from sync_worker.outbox.dead_letters import dead_letter_record
 from sync_worker.outbox.encoding import ChangeEncoder, OutboxRow
 from sync_worker.outbox.publisher import Publisher, Record, RecordTooLarge
 from sync_worker.outbox.windows import DeadLetter, Erased, Row, Window, Windows
-from sync_worker.service.metrics import Metrics, Output, Step
+from sync_worker.service.metrics import Metrics, Output, Stage, Step
 from sync_worker.settings import Settings
 
 ROWS_PER_TRANSACTION = 5000
@@ -111,6 +111,10 @@ class Term:
             raise
         reach("relay_committed")
         self._metrics.step_seconds.labels(Step.RELAY_PUBLISH).observe(time.perf_counter() - started)
+        first = next((row for row in chunk if isinstance(row, OutboxRow)), None)
+        if first is not None:
+            age_s = time.time() - first.recorded_at_us / 1_000_000
+            self._metrics.age_seconds.labels(Stage.PUBLISHED).observe(max(0.0, age_s))
         for change, number in changes.items():
             self._metrics.changes.labels(change).inc(number)
         for kind, number in {Output.CHANGE: changes.total(), **others}.items():

@@ -38,6 +38,13 @@ class Step(StrEnum):
     RELAY_PUBLISH = "relay_publish"
 
 
+class Stage(StrEnum):
+    """How far a change has come: committed in PostgreSQL, or committed in Kafka."""
+
+    APPLIED = "applied"
+    PUBLISHED = "published"
+
+
 class Change(StrEnum):
     """The `change` of EnrollmentChanged (contract §2)."""
 
@@ -74,6 +81,7 @@ class Retry(StrEnum):
 
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_AGES: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0)
 _TOPIC: Final = "an input topic"
 _PARTITION: Final = "its number, as long as it is assigned to this worker"
 _RECORDS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
@@ -108,6 +116,14 @@ class Metrics:
             "batch_records", "records", "Input records applied in one transaction.", _RECORDS
         )
         self.step_seconds = self._histogram("step_seconds", "seconds", "Time of one step.", _SECONDS, step=Step)
+        self.age_seconds = self._histogram(
+            "age_seconds",
+            "seconds",
+            "Age of the first event of a batch when it was applied, since its occurred_at; of the first change of a publication when that"
+            " was committed, since the change was applied. Both together are the way from end to end.",
+            _AGES,
+            at=Stage,
+        )
         self.changes = self._counter("changes", "events", "EnrollmentChanged published and committed.", change=Change)
         self.published = self._counter(
             "published", "records", "Records published and committed by the relay.", kind=Output
