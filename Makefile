@@ -125,18 +125,7 @@ dashboard-picture: $(READY) ## docs/images/dashboard.png: two workers under traf
 
 lock: $(READY) ## renew the pins of requirements/
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --no-header --upgrade --group dev pyproject.toml --output-file requirements/dev.txt
-	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --no-header --quiet --constraint requirements/dev.txt pyproject.toml --output-file requirements/run.txt
-	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --no-header --quiet --upgrade --constraint requirements/dev.txt --group docs --output-file requirements/docs.txt
-	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --no-header --upgrade bench/peers/requirements.in --output-file requirements/bench.txt
-	printf 'kubernetes-validate>=1.37\n' | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --no-header --quiet --constraint requirements/dev.txt - --output-file requirements/chart.txt
-	printf 'cyclonedx-bom>=7\nhatchling>=1.27\n' | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --no-header --quiet --constraint requirements/dev.txt - --output-file requirements/image.txt
+	$(BIN)/python requirements/lock.py
 
 clean: ## remove the environment and everything that tools leave behind
 	rm -rf $(VENV) .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build site
