@@ -19,6 +19,7 @@ from tests.faults.kinds import KINDS
 from tests.faults.workers import ROOT
 
 CAUGHT = Path(__file__).parent / "mutants" / "caught.jsonl"
+FAILPOINTS = ROOT / "tests" / "crash" / "failpoints.jsonl"
 DOCUMENT = ROOT / "docs" / "reliability.md"
 _VERDICTS = ("lost", "repeated", "reordered", "wrong")
 _MARKERS = re.compile(r"(<!-- ledger: (\w+) -->\n).*?(<!-- /ledger -->)", re.DOTALL)
@@ -31,7 +32,9 @@ def add_to(what: Any) -> None:
 
 
 def main() -> int:
-    lines = [*ledger.read(), *map(json.loads, CAUGHT.read_text("utf-8").splitlines())]
+    lines = [*ledger.read()]
+    for path in (CAUGHT, FAILPOINTS):
+        lines += map(json.loads, path.read_text("utf-8").splitlines())
     text = DOCUMENT.read_text("utf-8")
     DOCUMENT.write_text(render(text, lines), "utf-8")
     sys.stdout.write(f"{DOCUMENT.relative_to(ROOT)}: {len(lines)} lines of the ledger\n")
@@ -47,6 +50,7 @@ def render(text: str, lines: Sequence[dict[str, Any]]) -> str:
         "outages": _outages,
         "soaks": _soaks,
         "mutants": _mutants,
+        "failpoints": _failpoints,
     }
     return _MARKERS.sub(lambda found: f"{found[1]}{chr(10).join(tables[found[2]](lines))}\n{found[3]}", text)
 
@@ -138,6 +142,23 @@ def _mutants(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
     for line in sorted((line for line in lines if line["what"] == "mutant"), key=lambda line: str(line["mutant"])):
         by = ", ".join(f"{checker} {number:,}" for checker, number in line["by"].items())
         yield f"| {line['mutant']} | {line['leaves_out']} | {line['seed']} | {by} |"
+
+
+def _failpoints(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
+    histories = [line for line in lines if line["what"] == "failpoints"]
+    deaths: Counter[str] = Counter()
+    for line in histories:
+        deaths.update(line["kinds"])
+    wrong = sum(bool(line["verdict"]) for line in histories)
+    yield (
+        f"{deaths.total():,} deaths in {len(histories):,} histories with {sum(line['changes'] for line in histories):,} EnrollmentChanged;"
+        f" histories in which something was lost, repeated, out of order or wrong: {wrong:,}."
+    )
+    yield ""
+    yield "| failpoint | workers killed there |"
+    yield "| --- | ---: |"
+    for name, number in sorted(deaths.items()):
+        yield f"| {name.removeprefix('failpoint:').replace('_', ' ')} | {number:,} |"
 
 
 def _shortly(seeds: Sequence[int]) -> str:

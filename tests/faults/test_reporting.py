@@ -52,6 +52,17 @@ def test_mutants_stand_with_what_noticed_them() -> None:
     assert "| no-lock | the lock | 3 | chains: wrong 12 |" in report.render(TEXT.format("mutants"), [caught])
 
 
+def test_deaths_at_failpoints_are_summed_over_histories() -> None:
+    histories = [
+        {"what": "failpoints", "kinds": {"failpoint:drain": 2, "failpoint:on_lost": 1}, "changes": 5000, "verdict": {}},
+        {"what": "failpoints", "kinds": {"failpoint:drain": 1}, "changes": 6000, "verdict": {"wrong": 1}},
+    ]
+    text = report.render(TEXT.format("failpoints"), histories)
+    assert "4 deaths in 2 histories with 11,000 EnrollmentChanged; histories in which something was lost" in text
+    assert "or wrong: 1." in text
+    assert "| drain | 3 |\n| on lost | 1 |" in text
+
+
 def test_every_kind_of_fault_has_a_row_with_what_its_runs_found() -> None:
     text = report.render(TEXT.format("faults"), RUNS)
     assert "| worker killed | 7 | 2 | 7 | 0 | 0 | 0 |" in text
