@@ -113,6 +113,19 @@ def translation(error: psycopg.Error) -> Exception:
     )
 
 
+@contextmanager
+def transaction(session: Session) -> Iterator[None]:
+    """A transaction, or a savepoint within one; committed when the block is left without an error.
+
+    Raises ConnectionLost where it isn't. psycopg leaves its own block without a word where the connection is known to be lost by
+    then, and whoever goes on believes in a commit that never was.
+    """
+    with session.transaction() as made:
+        yield
+    if made.status is not made.Status.COMMITTED:
+        raise ConnectionLost("PostgreSQL: the session was lost before its transaction could be committed")
+
+
 def connect(url: str, purpose: str, *, autocommit: bool = True, server: str = "read-write") -> Session:
     """A session named after its purpose. `server`: what it must be, as libpq's target_session_attrs, unless the URL says it.
 

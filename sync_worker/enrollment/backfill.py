@@ -11,7 +11,7 @@ from uuid import UUID
 import structlog
 
 from sync_worker.database.arrays import int4s, uuids
-from sync_worker.database.sessions import Contention, Session, translated
+from sync_worker.database.sessions import Contention, Session, transaction, translated
 from sync_worker.enrollment.apply import SQL
 from sync_worker.enrollment.converge import METHOD_CHANGED, converge
 from sync_worker.failpoints import reach
@@ -60,7 +60,7 @@ def step(session: Session, people_per_step: int = PEOPLE_PER_STEP) -> Step | Non
 def _count(session: Session, scope: dict[str, Any]) -> int | None:
     """How many people there are to look at; None where counting takes too long. Progress is no reason to make none."""
     try:
-        with translated(), session.transaction():
+        with translated(), transaction(session):
             session.execute(SQL["count_briefly"])
             (total,) = cast("tuple[int]", session.execute(SQL["people_total"], scope).fetchone())
     except Contention as error:
@@ -70,7 +70,7 @@ def _count(session: Session, scope: dict[str, Any]) -> int | None:
 
 
 def _apply(session: Session, method_id: bytes, scope: dict[str, Any], people: list[bytes], *, finished: bool) -> Step:
-    with session.transaction():
+    with transaction(session):
         session.execute(SQL["lock_shared"], prepare=True)
         if session.execute(SQL["backfill_take"], scope, prepare=True).fetchone() is None:
             return Step(method_id, 0, 0, finished=False)

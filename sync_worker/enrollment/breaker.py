@@ -14,7 +14,7 @@ from uuid import UUID
 import structlog
 
 from sync_worker.database.arrays import int4s, int8s, timestamps, uuids, uuids_of
-from sync_worker.database.sessions import Session, translated
+from sync_worker.database.sessions import Session, transaction, translated
 from sync_worker.database.statements import load
 from sync_worker.events import text_of
 
@@ -263,6 +263,6 @@ def held(session: Session) -> tuple[int, int]:
 
 def forget(session: Session) -> None:
     """Drop the counts of minutes that nobody has removed in for an hour."""
-    with session.transaction():
+    with transaction(session):
         session.execute(SQL["removals_lock"], prepare=True)
         session.execute(SQL["removals_forget"], prepare=True)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from sync_worker.database.sessions import Session, translated
+from sync_worker.database.sessions import Session, transaction, translated
 from sync_worker.database.statements import load
 from sync_worker.enrollment.apply import SQL as SHARED
 from sync_worker.failpoints import reach
@@ -65,7 +65,7 @@ def erase_dead_letters(session: Session, user_id: UUID, by: str) -> int:
         ids: dict[str, Any] = {"ids": _dead_letters(session, user_id)}
         if not ids["ids"]:
             return 0
-        with session.transaction():
+        with transaction(session):
             session.execute(SQL["dead_letters_unpublish"], ids)
             removed = session.execute(SQL["dead_letters_erase"], ids).rowcount
             _record(session, by, {"dead_letter": removed}, tombstones=0)
@@ -80,7 +80,7 @@ def erase_person(session: Session, user_id: UUID, by: str) -> Traces:
     """
     scope = {"user": str(user_id)}
     with translated():
-        with session.transaction():
+        with transaction(session):
 
             def removed(table: str) -> int:
                 return session.execute(SQL[f"{table}_erase"], scope).rowcount

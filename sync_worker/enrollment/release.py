@@ -9,7 +9,7 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 
 from sync_worker.database.arrays import int4s, uuids
-from sync_worker.database.sessions import Session, translated
+from sync_worker.database.sessions import Session, transaction, translated
 from sync_worker.enrollment.apply import SQL as APPLY
 from sync_worker.enrollment.backfill import PEOPLE_PER_STEP
 from sync_worker.enrollment.breaker import SQL
@@ -39,7 +39,7 @@ class Step:
 def end_hold(session: Session, segment_id: bytes, by: str) -> Release | None:
     """End the hold of a segment and begin its release; None where it isn't held. by: who asked, for the record."""
     segment = {"segment": UUID(bytes=segment_id)}
-    with translated(), session.transaction():
+    with translated(), transaction(session):
         # Whoever is marking removals with this hold's number is waited for.
         if session.execute(SQL["hold_end"], segment).fetchone() is None:
             return None
@@ -65,7 +65,7 @@ def step(session: Session, people_per_step: int = PEOPLE_PER_STEP) -> Step | Non
         n = max(1, min(people_per_step, MAX_PAIRS // max(1, methods)))
         rows = session.execute(SQL["release_people"], scope | {"n": n}, prepare=True, binary=True).fetchall()
         people = [user for (user,) in rows]
-        with session.transaction():
+        with transaction(session):
             session.execute(APPLY["lock_shared"], prepare=True)
             if session.execute(SQL["release_take"], scope, prepare=True).fetchone() is None:
                 return Step(number, 0, 0, finished=False)

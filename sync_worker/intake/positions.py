@@ -7,7 +7,7 @@ the database, the topic or the cluster is not the one it was made for, the worke
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from sync_worker.database.sessions import Session
+from sync_worker.database.sessions import Session, transaction
 from sync_worker.database.statements import load
 from sync_worker.errors import FatalError, SyncWorkerError
 from sync_worker.events import Partition
@@ -106,7 +106,7 @@ def _register(session: Session, broker: Broker, name: str, cluster_id: str) -> N
     """A topic seen for the first time: all its positions at once, so that a partition without one is a later partition."""
     facts = broker.topics([name])[name]
     earliest = broker.earliest(Partition(name, number) for number in range(facts.partitions))
-    with session.transaction():
+    with transaction(session):
         first = session.execute(
             SQL["topic_register"], {"topic": name, "topic_id": facts.topic_id, "cluster_id": cluster_id}
         ).fetchone()

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sync_worker.database.sessions import DataRejected, Session, translated
+from sync_worker.database.sessions import DataRejected, Session, transaction, translated
 from sync_worker.enrollment import apply, methods
 from sync_worker.enrollment.breaker import Breaker, Guard, Reconsider
 from sync_worker.enrollment.folding import Facts, Results, fold, segments_of
@@ -95,7 +95,7 @@ def _transaction(
 ) -> None:
     after = {record.partition: record.next_offset for record in records}
     moves = {partition: Move(at[partition], next_offset) for partition, next_offset in after.items()}
-    with translated(), session.transaction():
+    with translated(), transaction(session):
         # 1. Whoever doesn't own the partitions any more stops here, before it holds up anybody.
         positions.advance(session, moves)
         reach("after_positions")

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sync_worker.database.sessions import Session, connect, translated
+from sync_worker.database.sessions import Session, connect, transaction, translated
 from sync_worker.errors import FatalError, SettingsError
 from sync_worker.events import Partition
 from sync_worker.intake import positions
@@ -94,7 +94,7 @@ class Repositioning:
         # Kafka first. If we die in between, a reset backwards has not happened (Kafka may lag behind), and one forwards makes the
         # worker stop at a database that seems to have gone back: neither skips a record that nobody was told of.
         self._broker.set_committed(group, offsets)
-        with translated(), self._connect() as session, session.transaction():
+        with translated(), self._connect() as session, transaction(session):
             for topic in topics:
                 self._complete(session, topic, facts[topic].topic_id, cluster_id, offsets)
             for partition, offset in sorted(offsets.items()):

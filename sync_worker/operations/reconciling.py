@@ -17,7 +17,7 @@ import structlog
 from psycopg.types.json import Jsonb
 
 from sync_worker.database import arrays
-from sync_worker.database.sessions import Contention, DataRejected, apply_session, translated
+from sync_worker.database.sessions import Contention, DataRejected, apply_session, transaction, translated
 from sync_worker.enrollment import reconcile
 from sync_worker.enrollment.reconcile import REPAIRABLE, SQL, STEP, Difference, Key, Kind, Lane, Part, Scope
 from sync_worker.enrollment.repair import Repair, Said, last_in_outbox, repair, restore
@@ -105,7 +105,7 @@ class Reconciliation:
     def total(self) -> int:
         """About how many keys there are to look at, for a progress bar; 0 where counting would take too long."""
         try:
-            with translated(), self._session.transaction():
+            with translated(), transaction(self._session):
                 if self._scope == Scope():
                     return sum(rows for _, rows in self._session.execute(SQL["rows_about"]).fetchall())
                 self._session.execute(SQL["count_briefly"])
@@ -210,8 +210,8 @@ class Reconciliation:
     ) -> Repair:
         """Repair in a transaction that also puts it on record and, unless rows that are gone wait, moves on to the place."""
 
-        def transaction() -> tuple[Repair, list[Finding], Counts, _Record]:
-            with self._session.transaction():
+        def step() -> tuple[Repair, list[Finding], Counts, _Record]:
+            with transaction(self._session):
                 result = work()
                 findings = [Finding(each, each.key in result.repaired) for each in result.found]
                 counts = Counts.of_document(self.counts.document())
@@ -225,7 +225,7 @@ class Reconciliation:
             reach("reconcile_after_commit")
             return result, findings, counts, record
 
-        result, findings, self.counts, self._record = self._patiently(where, transaction)
+        result, findings, self.counts, self._record = self._patiently(where, step)
         for finding in findings:
             report(finding)
         return result

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from psycopg import IsolationLevel
 
 from sync_worker.database import arrays
-from sync_worker.database.sessions import Session, connect, translated
+from sync_worker.database.sessions import Session, connect, transaction, translated
 from sync_worker.settings import Settings
 
 
@@ -22,6 +22,6 @@ def snapshot(settings: Settings, purpose: str) -> Iterator[Session]:
         arrays.register(session)
         session.read_only = True
         session.isolation_level = IsolationLevel.REPEATABLE_READ
-        with session.transaction():
+        with transaction(session):
             session.execute("set local search_path = sync_worker, pg_temp")
             yield session

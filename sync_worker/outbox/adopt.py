@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self, cast
 
 from psycopg.types.json import Jsonb
 
-from sync_worker.database.sessions import Session, connect, translated
+from sync_worker.database.sessions import Session, connect, transaction, translated
 from sync_worker.database.statements import load
 from sync_worker.events import Partition
 from sync_worker.failpoints import reach
@@ -104,7 +104,7 @@ class Adoption:
 
     def load(self, chunk: Iterable[Told]) -> None:
         """Take in records, at most one of each key, later ones after earlier ones."""
-        with translated(), self._session.transaction(), self._session.cursor() as cursor:
+        with translated(), transaction(self._session), self._session.cursor() as cursor:
             with cursor.copy(SQL["adopt_copy"]) as copy:
                 for told in chunk:
                     copy.write_row((*told[:5], Jsonb(told.sources), list(told.hand), told.suspended))
@@ -133,7 +133,7 @@ class Adoption:
         seen: the dead letters that were asked about; told: those of them that the topic holds. Raises Contention where the
         lock was not to be had.
         """
-        with translated(), self._session.transaction():
+        with translated(), transaction(self._session):
             self._session.execute(SQL["adopt_lock"])
             differences = self._plan()
             reach("adopt_planned")

@@ -10,7 +10,7 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 
 from sync_worker.database.arrays import uuids
-from sync_worker.database.sessions import Session, translated
+from sync_worker.database.sessions import Session, transaction, translated
 from sync_worker.database.statements import load
 from sync_worker.failpoints import reach
 
@@ -67,7 +67,7 @@ def step(session: Session, courses: Courses, after: Key, people_per_step: int = 
         "n": people_per_step,
     }
     with translated():
-        with session.transaction():
+        with transaction(session):
             session.execute(_LOCK, prepare=True)
             people = [Key(*row) for row in session.execute(SQL["republish_lock"], scope, prepare=True, binary=True)]
             columns = {

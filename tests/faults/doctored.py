@@ -63,7 +63,9 @@ def sound_history() -> History:
     history.followed, history.followed_uncommitted = list(history.changes), list(history.changes)
     _fill_tables(history, model)
     positions = {f"{TOPICS[name]}/0": 100 for name in ("membership", "methods", "sources")}
-    history.seen = Seen([Sample(1.0, dict.fromkeys(positions, 0), 0, 1, 0, 4), Sample(2.0, positions, 5, 2, 0, 4)])
+    history.seen = Seen(
+        [Sample(1.0, dict.fromkeys(positions, 0), 0, 0, 1, 0, 4), Sample(2.0, positions, 5, 3, 2, 0, 4)]
+    )
     history.seen.threads_max["worker-0"] = 30
     history.ends = [
         End("worker-0", "terminated", 0, 1.0, '{"event": "worker_starts"}'),

@@ -79,12 +79,13 @@ class Editing:
             with psycopg.connect(
                 self._url, autocommit=True, options="-c search_path=sync_worker", connect_timeout=5
             ) as session:
-                with session.transaction(force_rollback=work.rolled_back):
+                with session.transaction(force_rollback=work.rolled_back) as made:
                     for edit in work.edits:
                         edits.append(self._edit(session, edit))
                         time.sleep(work.pause_s)
                     outcome = "failed" if work.rolled_back else "unknown"
-                outcome = "failed" if work.rolled_back else "committed"
+                # psycopg leaves the block without a word, and without a COMMIT, where the session is known to be lost by then.
+                outcome = "committed" if made.status is made.Status.COMMITTED else "failed"
         except psycopg.errors.DeadlockDetected:
             outcome = "failed"
         except psycopg.OperationalError:

@@ -72,6 +72,7 @@ def line_of(result: Result) -> dict[str, Any]:
         "faults": dict(sorted(result.taken.items())),
         "verdict": {kind: counts[kind] for kind in KINDS if counts[kind]},
         "settle_s": result.settle_s,
+        "replaced": len(result.replaced),
         "outbox_max": max((sample.outbox for sample in history.seen.samples), default=0),
         "rss_mb_max": max(history.seen.rss_max.values(), default=0) >> 20,
         "threads_max": max(history.seen.threads_max.values(), default=0),

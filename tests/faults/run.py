@@ -30,6 +30,7 @@ from tests.faults.editing import Editing
 from tests.faults.following import Follower
 from tests.faults.framing import Framer
 from tests.faults.history import Change, History, Leftovers, changes_of
+from tests.faults.liveness import Liveness
 from tests.faults.nemesis import Director, Entry, Scene
 from tests.faults.plan import Plan
 from tests.faults.publishing import Publishing
@@ -39,7 +40,8 @@ from tests.faults.workers import Fleet
 from tests.support.kafka import KafkaRecord, read_all
 from tests.support.site import Site, wait_for
 
-SETTLE_TIMEOUT_S = 150.0
+# A worker that hangs is replaced after two minutes of silence.
+SETTLE_TIMEOUT_S = 240.0
 PUBLISHING_TIMEOUT_S = 180.0
 START_TIMEOUT_S = 120.0
 _SHORT_SESSION = {"session.timeout.ms": "2000", "heartbeat.interval.ms": "500"}
@@ -58,6 +60,8 @@ class Result:
     seconds: float = 0.0
     settle_s: float = 0.0
     """From the end of the last fault until everything was applied and published."""
+    replaced: list[str] = field(default_factory=list)
+    """Workers that said of themselves that they hang."""
     directory: Path = field(default_factory=Path)
 
     @property
@@ -119,6 +123,7 @@ class _Run:
         ]
         self.scene = Scene(arena, fleet, site.database_url, self.topics, self.publishing.forget_partitions)
         self.director = Director(self.scene, plan.faults, self.began)
+        self.liveness = Liveness(fleet)
 
     def go(self) -> Result:
         for start in (
@@ -144,7 +149,15 @@ class _Run:
         history = self._collect(unsettled)
         violations = judge(history)
         events = self.traffic.records
-        return Result(self.plan, violations, self.director.log, history, events, settle_s=round(settle_s, 2))
+        return Result(
+            self.plan,
+            violations,
+            self.director.log,
+            history,
+            events,
+            settle_s=round(settle_s, 2),
+            replaced=self.liveness.replaced,
+        )
 
     def _settle(self) -> str:
         """Until everything is applied and published; else why not."""
@@ -161,6 +174,7 @@ class _Run:
                 status = {**status, "lag": lagging}
             except SyncWorkerError as error:
                 status = str(error)
+            self.liveness.look()
             time.sleep(0.3)
         return f"not settled {SETTLE_TIMEOUT_S:g} s after the last fault: {json.dumps(status, default=str)}"
 

@@ -208,7 +208,7 @@ def an_outbox_row_that_was_never_published(history: History) -> None:
 
 
 def an_outbox_without_bounds(history: History) -> None:
-    history.seen.samples.append(Sample(3.0, {}, 10_000_000, 2, 0, 4))
+    history.seen.samples.append(Sample(3.0, {}, 10_000_000, 9_000_000, 2, 0, 4))
 
 
 def a_worker_that_ended_by_itself(history: History) -> None:

@@ -18,6 +18,8 @@ EVERY_S = 0.15
 _LOOK = """
 select (select coalesce(json_object_agg(topic || '/' || partition, next_offset), '{}') from position) as positions,
        (select count(*) from outbox) as outbox,
+       (select count(*) from outbox, (select from_snapshot from relay_window order by number desc limit 1)
+        where xid < pg_snapshot_xmin(from_snapshot)) as outbox_published,
        (select coalesce(max(number), 0) from relay_window) as relay_window,
        (select count(*) from backfill) as backfills,
        (select count(*) from pg_stat_activity where datname = current_database() and application_name like 'sync-worker %') as sessions
@@ -31,6 +33,8 @@ class Sample:
     at_s: float
     positions: dict[str, int]
     outbox: int
+    outbox_published: int
+    """Of these the rows of windows before the newest one."""
     relay_window: int
     backfills: int
     sessions: int

@@ -8,8 +8,9 @@ from tests.faults.checkers.expected import Expected
 from tests.faults.checkers.violation import Violation
 from tests.faults.history import History
 
-# Of a run of some thousand events. Rows of published windows go away twice a second; what an outage keeps is a run at most.
-OUTBOX_ROWS_MAX = 60_000
+# Rows of windows that are published go away at least twice a second, in steps of ten thousand while there are as many. What
+# waits for a relay is as much as an outage lets come together, and has no bound.
+PUBLISHED_ROWS_MAX = 60_000
 
 
 def check_settled(history: History, _expected: Expected) -> Iterator[Violation]:
@@ -46,6 +47,7 @@ def check_outbox(history: History, _expected: Expected) -> Iterator[Violation]:
             yield Violation(
                 "outbox", "lost", f"{row[0]}:{row[1]}", f"version {row[2]} is still in the outbox, and not published"
             )
-    most = max((sample.outbox for sample in history.seen.samples), default=0)
-    if most > OUTBOX_ROWS_MAX:
-        yield Violation("outbox", "outbox", "outbox", f"it had {most} rows, more than {OUTBOX_ROWS_MAX}")
+    most = max((sample.outbox_published for sample in history.seen.samples), default=0)
+    if most > PUBLISHED_ROWS_MAX:
+        text = f"it had {most} rows that were published, more than {PUBLISHED_ROWS_MAX}"
+        yield Violation("outbox", "outbox", "outbox", text)
