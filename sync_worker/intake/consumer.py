@@ -122,7 +122,9 @@ class Intake:
                 consumer.close()
 
     def _config(self) -> dict[str, Any]:
-        config: dict[str, Any] = {}
+        # The group waits this long for a member that froze in the middle of a rebalance; the default of five minutes is for consumers
+        # that process between two polls. This one polls every second, and waits for half of the drain limit where it must give up partitions.
+        config: dict[str, Any] = {"max.poll.interval.ms": int(max(60.0, self._settings.drain_timeout_s) * 1000)}
         if self._settings.group_protocol == "classic":
             # How long the partitions of a worker that was killed stand still. Compare-and-set makes a short one safe.
             config["session.timeout.ms"] = 10_000

@@ -157,6 +157,8 @@ class Ground:
             wait_for(
                 lambda: len(self._broker.members(group)) <= others, DEADLINE_S, "the group to give the frozen worker up"
             )
+        except AssertionError as limit:
+            raise NotReached(str(limit)) from limit
         finally:
             worker.signal(signal.SIGCONT)
 

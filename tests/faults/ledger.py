@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -32,6 +32,21 @@ def read(path: Path = LEDGER) -> Iterator[dict[str, Any]]:
     if path.exists():
         for line in path.read_text("utf-8").splitlines():
             yield json.loads(line)
+
+
+def without_mistakes(lines: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The lines with the verdicts that a `mistaken` line takes back, as they were the harness's own faults; and those `mistaken` lines.
+
+    A line that was written stays as it is: {"what": "mistaken", "of": [what, seed, at], "why": …} is appended once the cause is known.
+    """
+    lines = list(lines)
+    mistaken = [line for line in lines if line["what"] == "mistaken"]
+    taken_back = {tuple(line["of"]) for line in mistaken}
+    left = [line for line in lines if line["what"] != "mistaken"]
+    return [
+        line | {"verdict": {}} if (line["what"], line.get("seed"), line.get("at")) in taken_back else line
+        for line in left
+    ], mistaken
 
 
 def next_seed(path: Path = LEDGER) -> int:

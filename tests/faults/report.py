@@ -56,8 +56,10 @@ def render(text: str, lines: Sequence[dict[str, Any]]) -> str:
 
 
 def _runs(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs. What one that didn't settle left undone still stands in the topics: it is late, and as yet neither lost nor wrong."""
-    runs = [line for line in lines if line["what"] == "run"]
+    """The runs, without the harness's own mistakes.
+
+    What one that didn't settle left undone still stands in the topics: it is late, and as yet neither lost nor wrong."""
+    runs = [line for line in ledger.without_mistakes(lines)[0] if line["what"] == "run"]
     return [run | {"verdict": _settled(run["verdict"])} for run in runs]
 
 
@@ -81,6 +83,9 @@ def _totals(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield f"| edits by hand beside them | {sum(run['edits'] for run in runs):,} |"
     for kind, number in verdicts.items():
         yield f"| {kind.replace('_', ' ')} | {number:,} |"
+    mistaken = sorted(line["of"][1] for line in ledger.without_mistakes(lines)[1] if line["of"][0] == "run")
+    if mistaken:
+        yield f"| found, but a mistake of the harness | {len(mistaken):,} (seeds {_shortly(mistaken)}) |"
     failed = sorted({run["seed"] for run in runs if run["verdict"]})
     yield f"| runs that found something | {sum(bool(run['verdict']) for run in runs):,}{f' (seeds {_shortly(failed)})' if failed else ''} |"
 
@@ -145,7 +150,7 @@ def _mutants(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _failpoints(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
-    histories = [line for line in lines if line["what"] == "failpoints"]
+    histories = [line for line in ledger.without_mistakes(lines)[0] if line["what"] == "failpoints"]
     deaths: Counter[str] = Counter()
     for line in histories:
         deaths.update(line["kinds"])

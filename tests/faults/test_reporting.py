@@ -47,6 +47,23 @@ def test_what_a_run_that_did_not_settle_left_undone_is_late_and_not_lost() -> No
         assert line in text
 
 
+def test_a_mistake_of_the_harness_is_taken_back_and_told() -> None:
+    mistaken: dict[str, object] = {
+        "what": "mistaken",
+        "of": ["run", 7, "then"],
+        "why": "it believed what it should not",
+    }
+    lines = [a_run(7, {}, wrong=3) | {"at": "then"}, a_run(7, {}, lost=2) | {"at": "later"}, mistaken]
+    text = report.render(TEXT.format("totals"), lines)
+    for line in (
+        "| wrong | 0 |",
+        "| lost | 2 |",
+        "mistake of the harness | 1 (seeds 7) |",
+        "found something | 1 (seeds 7) |",
+    ):
+        assert line in text
+
+
 def test_mutants_stand_with_what_noticed_them() -> None:
     caught = {"what": "mutant", "mutant": "no-lock", "leaves_out": "the lock", "seed": 3, "by": {"chains: wrong": 12}}
     assert "| no-lock | the lock | 3 | chains: wrong 12 |" in report.render(TEXT.format("mutants"), [caught])
