@@ -123,13 +123,15 @@ class Intake:
 
     def _config(self) -> dict[str, Any]:
         # The group waits this long for a member that froze in the middle of a rebalance; the default of five minutes is for consumers
-        # that process between two polls. This one polls every second, and waits for half of the drain limit where it must give up partitions.
-        config: dict[str, Any] = {"max.poll.interval.ms": int(max(60.0, self._settings.drain_timeout_s) * 1000)}
+        # that process between two polls. This one polls every second, or waits for half of the drain limit to give up partitions.
+        client = self._settings.kafka_client_config()
+        patience_ms = max(60_000, int(self._settings.drain_timeout_s * 1000), int(client.get("session.timeout.ms", 0)))
+        config: dict[str, Any] = {"max.poll.interval.ms": patience_ms}
         if self._settings.group_protocol == "classic":
             # How long the partitions of a worker that was killed stand still. Compare-and-set makes a short one safe.
             config["session.timeout.ms"] = 10_000
             config["partition.assignment.strategy"] = "cooperative-sticky"
-        config |= self._settings.kafka_client_config() | self._faults.config
+        config |= client | self._faults.config
         config |= {
             "group.id": self._settings.consumer_group,
             "group.protocol": self._settings.group_protocol,

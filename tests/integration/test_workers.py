@@ -70,6 +70,19 @@ def shared(request: pytest.FixtureRequest, make_shared: Callable[..., Site]) -> 
     return make_shared(**PROTOCOLS[request.param], batch_max_records="100")
 
 
+@pytest.mark.parametrize(
+    "properties", [{"session.timeout.ms": "120000"}, {"max.poll.interval.ms": "400000", "session.timeout.ms": "90000"}]
+)
+def test_an_operator_may_want_more_patience_than_a_worker_has(
+    make_shared: Callable[..., Site], properties: dict[str, str]
+) -> None:
+    site = make_shared(kafka_properties=json.dumps(properties))
+    worker = site.start_worker()
+    site.produce([method(new_id(), new_id())])
+    site.wait_settled()
+    assert worker.terminate() == 0
+
+
 def _history(seed: int, events: int) -> list[Event]:
     return random_history(seed, events=events, segments=6, users=80, methods_per_segment=2, courses=6)
 
