@@ -28,7 +28,7 @@ from demo.story import STORY
 from devstack import fetch
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 120.0
+TIMEOUT_S = 250.0
 DIRECTORY = re.compile(r"^  (/\S*devstack-[0-9a-f]+)$", re.MULTILINE)
 ABSENT = State("ABSENT", (), (), suspended_in_course=False)
 STUDENT = State("ACTIVE", ("student",), (), suspended_in_course=False)

@@ -246,7 +246,8 @@ def test_the_whole_job_with_scram_and_passwords_that_are_nowhere_to_be_seen(
         seen += [done.stdout, done.stderr]
     # It dies with every thread's stack in its last words.
     worker.signal(signal.SIGABRT)
-    assert worker.wait() == -signal.SIGABRT
+    # The stacks of threads that run on are read without a lock, and that may end the process itself.
+    assert worker.wait() in {-signal.SIGABRT, -signal.SIGSEGV}
     assert "most recent call first" in worker.log()
     assert_no_secret(*seen, worker.log())
 

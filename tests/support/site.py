@@ -30,7 +30,7 @@ from tests.model.events import Event, key_of, to_record, topic_of
 from tests.support.kafka import KafkaRecord, read_all
 from tests.support.wire import decode_change, encode
 
-SETTLE_TIMEOUT_S = 60.0
+SETTLE_TIMEOUT_S = 120.0
 PROGRAM = (sys.executable, "-m", "sync_worker")
 # By setting, as contract §1 has them.
 _DEFAULT_TOPICS = {
