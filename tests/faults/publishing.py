@@ -131,6 +131,10 @@ class Publishing:
                         })  # fmt: skip
                         producer.init_transactions(30.0)
                     self._commit(producer, transaction)
+                    if transaction.aborted:
+                        # A request that the broker takes after the abort would belong to this producer's next transaction, and be
+                        # committed with it (KIP-890; seen once at seed 128). A new producer's epoch shuts it out, as the relay's does.
+                        producer = None
                     break
                 except KafkaException:
                     # Whether it happened is unknown. A new producer ends what the old one left open.
