@@ -145,8 +145,7 @@ class Applying:
         """Of the first event alone: it waited the longest in this worker, and one look costs nothing per event."""
         for record in records:
             if isinstance(record.content, Event):
-                age_s = time.time() - record.content.occurred_at / 1_000_000
-                self._metrics.age_seconds.labels(Stage.APPLIED).observe(max(0.0, age_s))
+                self._metrics.observe_age(Stage.APPLIED, record.content.occurred_at)
                 return
 
     def _between(self) -> None:

@@ -113,8 +113,7 @@ class Term:
         self._metrics.step_seconds.labels(Step.RELAY_PUBLISH).observe(time.perf_counter() - started)
         first = next((row for row in chunk if isinstance(row, OutboxRow)), None)
         if first is not None:
-            age_s = time.time() - first.recorded_at_us / 1_000_000
-            self._metrics.age_seconds.labels(Stage.PUBLISHED).observe(max(0.0, age_s))
+            self._metrics.observe_age(Stage.PUBLISHED, first.recorded_at_us)
         for change, number in changes.items():
             self._metrics.changes.labels(change).inc(number)
         for kind, number in {Output.CHANGE: changes.total(), **others}.items():

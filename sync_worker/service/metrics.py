@@ -4,6 +4,7 @@ Labels take closed sets of values, or a partition: never an id, which would make
 is passed about, so that two workers in one process (tests) don't share counts. docs/reference/metrics.md is made from this.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -172,6 +173,10 @@ class Metrics:
         for topic in topics:
             for result in Result:
                 self.records.labels(topic, result.value)
+
+    def observe_age(self, stage: Stage, since_us: int) -> None:
+        """Something of this time, in microseconds since 1970, has come to the stage now. A clock that is behind its publisher's gives 0."""
+        self.age_seconds.labels(stage).observe(max(0.0, time.time() - since_us / 1_000_000))
 
     def set_partition(self, partition: Partition, position: int, end: int) -> None:
         """The state of an assigned partition: `position` as committed, `end` its last stable offset."""
