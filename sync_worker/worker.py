@@ -154,7 +154,14 @@ class Worker:
                 backfilling.LOOP: Backfilling(url, self._health, self._metrics, self._stop, relay_loop.wake).run,
                 relay.LOOP: relay_loop.run,
                 watching.LOOP: Watching(
-                    settings, broker, lambda: intake.partitions, self._health, self._metrics, self._stop, self._holder
+                    settings,
+                    broker,
+                    lambda: intake.partitions,
+                    intake.stands_still,
+                    self._health,
+                    self._metrics,
+                    self._stop,
+                    self._holder,
                 ).run,
             }
             if not self._publishes:

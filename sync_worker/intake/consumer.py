@@ -88,6 +88,11 @@ class Intake:
         self._paused = False
         self._full_since: float | None = None
         self._sought_at = 0.0
+        self._still: frozenset[Partition] = frozenset()
+
+    def stands_still(self, partitions: frozenset[Partition]) -> None:
+        """The watch's word that records wait in these and none is applied. May be called from any thread."""
+        self._still = partitions
 
     def run(self) -> None:
         dead = 0
@@ -119,6 +124,7 @@ class Intake:
                 self._gathering.clear()
                 self._to_commit.clear()
                 self._paused, self._full_since = False, None
+                self._still = frozenset()
                 consumer.close()
 
     def _config(self) -> dict[str, Any]:
@@ -157,6 +163,8 @@ class Intake:
 
     def _step(self, consumer: Consumer) -> None:
         self._take_replies(consumer)
+        if self._still:
+            self._judge_stillness()
         freed = self._gathering.retry()
         if not self._paused:
             self._resume(consumer, freed)
@@ -172,6 +180,14 @@ class Intake:
             # consume() waits its whole timeout to fill up, so it is asked for what is there already.
             self._take(consumer, [first, *(consumer.consume(room - 1, 0) if room > 1 else ())])
         self._gathering.hand_over(self._handoff)
+
+    def _judge_stillness(self) -> None:
+        """A new consumer, where this one gives nothing and nothing else explains that."""
+        still, self._still = self._still, frozenset()
+        waits = self._paused or self._gathering.records or not self._handoff.wait_until_idle(0)
+        held = any(lane.held for lane in self._gathering.lanes.values() if lane.partition in still)
+        if not waits and not held:
+            raise _Rejoin(f"nothing comes from {', '.join(sorted(map(str, still)))}, where records wait")
 
     def _poll_timeout_s(self) -> float:
         starting = any(not lane.started for lane in self._gathering.lanes.values())

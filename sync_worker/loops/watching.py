@@ -17,6 +17,7 @@ from sync_worker.events import Partition
 from sync_worker.intake import positions
 from sync_worker.kafka.broker import Broker, TopicMissing, partitions_of
 from sync_worker.loops.presence import Presence
+from sync_worker.loops.stillness import Stillness
 from sync_worker.outbox.windows import waiting as outbox_waiting
 from sync_worker.service.health import Health
 from sync_worker.service.metrics import Metrics
@@ -38,19 +39,25 @@ class Watching:
         settings: Settings,
         broker: Broker,
         assigned: Callable[[], frozenset[Partition]],
+        on_still: Callable[[frozenset[Partition]], None],
         health: Health,
         metrics: Metrics,
         stop: threading.Event,
         holder: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """assigned: this worker's partitions. Each worker reports the lag of its own, so that a sum over workers is one."""
+        """assigned: this worker's partitions. Each worker reports the lag of its own, so that a sum over workers is one.
+
+        on_still: told of partitions that stand still although records wait in them.
+        """
         self._settings = settings
         self._broker = broker
         self._health = health
         self._metrics = metrics
         self._stop = stop
         self._assigned = assigned
+        self._on_still = on_still
+        self._stillness = Stillness(clock)
         self._presence = Presence(holder, metrics, clock)
         self._reported: frozenset[Partition] = frozenset()
         self._session: Session | None = None
@@ -61,7 +68,10 @@ class Watching:
         try:
             while not self._stop.is_set():
                 self._health.beat(LOOP)
-                self._stop.wait(EVERY_S if self._look() else AGAIN_AFTER_S)
+                answered = self._look()
+                if not answered:
+                    self._stillness.forget()
+                self._stop.wait(EVERY_S if answered else AGAIN_AFTER_S)
         finally:
             if self._session is not None:
                 self._leave(self._session)
@@ -102,6 +112,8 @@ class Watching:
         self._measure_outbox(session)
         self._measure_holds(session)
         assigned = self._assigned()
+        if still := self._stillness.observe(assigned, standing, ends):
+            self._on_still(still)
         for partition in self._reported - assigned:
             self._metrics.forget_partition(partition)
         self._reported = frozenset(partition for partition in assigned if partition in standing and partition in ends)
