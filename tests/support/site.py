@@ -238,7 +238,7 @@ class Site:
             self.flush()
 
     def flush(self) -> None:
-        assert self.producer.flush(60) == 0
+        assert self.producer.flush(SETTLE_TIMEOUT_S) == 0
 
     # what came of it
 
