@@ -31,8 +31,8 @@ class Stillness:
         now = self._clock()
         before, self._since = self._since, {}
         for partition in assigned or ends:
-            position = standing.get(partition, -1)
-            if max(position, 0) < ends.get(partition, 0):
+            position = standing.get(partition, 0)
+            if position < ends.get(partition, 0):
                 known = before.get(partition)
                 self._since[partition] = known if known is not None and known[0] == position else (position, now)
         still = frozenset(partition for partition, (_, since) in self._since.items() if now - since >= STILL_FOR_S)
