@@ -23,7 +23,7 @@ from devstack.runner import Runner
 if TYPE_CHECKING:
     from testcontainers.core.container import DockerContainer
 
-KAFKA_IMAGE = "apache/kafka:4.3.1"
+KAFKA_IMAGE = "apache/kafka:4.2.2"  # the version that lock.py pins, for its reason
 POSTGRES_IMAGE = "postgres:18"
 REGISTRY_IMAGE = "apicurio/apicurio-registry:3.3.3"
 _LABEL = "user-segment-sync.devstack"

@@ -13,7 +13,8 @@ from jgo.maven import Artifact, MavenContext
 
 from devstack.fetch import KAFKA, LOCK_FILE, REGISTRY, TLS_POSTGRES
 
-KAFKA_VERSION = "4.3.1"
+# Not the newest: 4.3 and 4.4.0 lose acknowledged transactions (KAFKA-20734, docs/adr/0012-which-kafka.md).
+KAFKA_VERSION = "4.2.2"
 REGISTRY_VERSION = "3.3.3"
 TLS_POSTGRES_VERSION = "18.4.0"
 
