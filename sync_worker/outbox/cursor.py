@@ -112,7 +112,8 @@ def _last_of(consumer: Consumer, start: TopicPartition, high: int, key: bytes) -
         elif not error.retriable() and error.code() not in {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN}:
             raise RetryableError(f"reading the relay's cursor from {start.topic}: {error.str()}")
     raise RetryableError(
-        f"reading the relay's cursor: {start.topic} is not readable up to its end {high} (an open transaction?)"
+        f"reading the relay's cursor: {start.topic} is not readable up to its end {high}, as a transaction in it is open, or was "
+        "never ended: if this stays for longer than its timeout, see docs/runbook.md, A transaction that never ends"
     )
 
 

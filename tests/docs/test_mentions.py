@@ -95,5 +95,6 @@ def test_log_events_of_the_runbook_are_logged() -> None:
         "unknown_schema",
         "rejected_by_database",
         "pg_upgrade",
+        "read_committed",
     }
     assert {event for event in said if not event.startswith("sync_worker")} - others - logged == set()

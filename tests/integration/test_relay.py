@@ -12,9 +12,9 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # re-exported
 
 from sync_worker import failpoints
-from sync_worker.errors import FatalError
+from sync_worker.errors import FatalError, RetryableError
 from sync_worker.kafka.broker import Broker
-from sync_worker.outbox import term
+from sync_worker.outbox import cursor, term
 from sync_worker.outbox.cursor import Cursor, read_cursor
 from tests.model.events import Event
 from tests.support.check import assert_changes_are_a_chain
@@ -250,3 +250,19 @@ def test_another_groups_open_transaction_on_the_cursor_topic_hides_nothing(site:
     other.commit_transaction(30)
     reading.join(30)
     assert found == [Cursor(1, 1, True, "1")]
+
+
+def test_a_transaction_that_never_ends_is_waited_for_and_said(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    topic, group = site.topic("cursor"), site.settings.consumer_group
+    other = Producer({"bootstrap.servers": site.stack.kafka.bootstrap_servers, "transactional.id": f"other-{new_id()}"})
+    other.init_transactions(30)
+    other.begin_transaction()
+    other.produce(topic, Cursor(1, 1, True, "1").to_bytes(), group, partition=0)
+    other.flush(30)
+    config: dict[str, Any] = site.settings.kafka_client_config()
+    with monkeypatch.context() as patch:
+        patch.setattr(cursor, "READ_TIMEOUT_S", 2.0)
+        with pytest.raises(RetryableError, match=r"not readable up to its end 1, (.*)docs/runbook.md"):
+            read_cursor(Broker(site.settings), config, topic, group)
+    other.abort_transaction(30)
+    assert read_cursor(Broker(site.settings), config, topic, group) is None
