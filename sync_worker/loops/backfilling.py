@@ -16,6 +16,7 @@ from sync_worker.errors import RetryableError
 from sync_worker.events import text_of
 from sync_worker.service.health import Health
 from sync_worker.service.metrics import Metrics, Retry, Step
+from sync_worker.service.recurring import Recurring
 
 LOOP = "backfill"
 # A method event of another worker is noticed within this time.
@@ -42,6 +43,7 @@ class Backfilling:
         self._metrics = metrics
         self._stop = stop
         self._on_committed = on_committed
+        self._waits = Recurring()
         self._session: Session | None = None
         self._forgot_at = time.monotonic()
 
@@ -63,7 +65,8 @@ class Backfilling:
                 self._forget()
         except RetryableError as error:
             self._metrics.retries.labels(Retry.CONTENTION if isinstance(error, Contention) else Retry.DATABASE).inc()
-            log.warning("backfill_waits", reason=str(error))
+            if times := self._waits.count(error):
+                log.warning("backfill_waits", reason=str(error), times=times)
             if isinstance(error, ConnectionLost) and self._session is not None:
                 self._session.close()
             return RETRY_S

@@ -23,6 +23,7 @@ from sync_worker.outbox.term import Term
 from sync_worker.outbox.windows import CLEAN_STEP_ROWS, Window, Windows
 from sync_worker.service.health import Health
 from sync_worker.service.metrics import Metrics, Retry
+from sync_worker.service.recurring import Recurring
 from sync_worker.settings import Settings
 
 LOOP = "relay"
@@ -65,6 +66,7 @@ class Relay:
         self._metrics = metrics
         self._stop = stop
         self._logger = logger
+        self._interruptions = Recurring()
         self._wake = threading.Event()
         self._too_large: set[int] = set()
         self._cleaned_at = 0.0
@@ -90,7 +92,8 @@ class Relay:
                     database = isinstance(error, ConnectionLost | Contention)
                     self._metrics.retries.labels(Retry.DATABASE if database else Retry.BROKER).inc()
                     self._health.set_ready("relay", ok=False, reason=str(error))
-                    log.warning("relay_interrupted", reason=str(error))
+                    if times := self._interruptions.count(error):
+                        log.warning("relay_interrupted", reason=str(error), times=times)
                     if lease is not None:
                         lease.close()
                         lease = None

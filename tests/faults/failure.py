@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.faults.checkers import Violation
@@ -11,7 +12,7 @@ from tests.faults.history import History
 from tests.faults.run import Result
 from tests.model.events import MembershipChanged, MethodChanged, SourceChanged, SuspensionChanged
 
-_SHOWN = 12
+_SHOWN_OF_EACH = 4
 
 
 def describe(result: Result) -> str:
@@ -36,13 +37,22 @@ def _lines(result: Result) -> Iterator[str]:
     yield "faults:"
     yield from (f"  {entry}" for entry in sorted(result.faults, key=lambda entry: entry.began_s))
     yield ""
-    yield f"violations (the first {_SHOWN}):"
-    yield from (f"  {violation}" for violation in result.violations[:_SHOWN])
+    yield f"violations (the first {_SHOWN_OF_EACH} of each kind):"
+    yield from (f"  {violation}" for violation in _some_of_each(result.violations))
     smallest = smallest_of(result)
     if smallest is not None:
         yield ""
         yield f"the smallest difference: {smallest}"
         yield from (f"  {line}" for line in story_of(result.history, smallest.key))
+
+
+def _some_of_each(violations: Sequence[Violation]) -> Iterator[Violation]:
+    """Of each kind and checker: thousands of one must not hide the one of another that explains them."""
+    seen: Counter[tuple[str, str]] = Counter()
+    for violation in violations:
+        seen[violation.kind, violation.checker] += 1
+        if seen[violation.kind, violation.checker] <= _SHOWN_OF_EACH:
+            yield violation
 
 
 def smallest_of(result: Result) -> Violation | None:

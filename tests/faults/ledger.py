@@ -34,19 +34,23 @@ def read(path: Path = LEDGER) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def without_mistakes(lines: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The lines with the verdicts that a `mistaken` line takes back, as they were the harness's own faults; and those `mistaken` lines.
+def corrected(lines: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The lines as they are read once their causes are known; and the corrections that were appended for it.
 
-    A line that was written stays as it is: {"what": "mistaken", "of": [what, seed, at], "why": …} is appended once the cause is known.
+    A line that was written stays as it is, and another names it: {"what": …, "of": [what, seed, at], "why": …}. `mistaken` takes its
+    verdict back, as that was the harness's own fault. `spoiled` leaves it out whole: Kafka or PostgreSQL broke its own word, and
+    what a run counts after that says nothing about the worker, neither good nor bad.
     """
     lines = list(lines)
-    mistaken = [line for line in lines if line["what"] == "mistaken"]
-    taken_back = {tuple(line["of"]) for line in mistaken}
-    left = [line for line in lines if line["what"] != "mistaken"]
-    return [
-        line | {"verdict": {}} if (line["what"], line.get("seed"), line.get("at")) in taken_back else line
-        for line in left
-    ], mistaken
+    corrections = [line for line in lines if line["what"] in {"mistaken", "spoiled"}]
+    named = {(line["what"], *line["of"]) for line in corrections}
+    read: list[dict[str, Any]] = []
+    for line in lines:
+        itself = (line["what"], line.get("seed"), line.get("at"))
+        if line in corrections or ("spoiled", *itself) in named:
+            continue
+        read.append(line | {"verdict": {}} if ("mistaken", *itself) in named else line)
+    return read, corrections
 
 
 def next_seed(path: Path = LEDGER) -> int:

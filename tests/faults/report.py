@@ -56,10 +56,10 @@ def render(text: str, lines: Sequence[dict[str, Any]]) -> str:
 
 
 def _runs(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs, without the harness's own mistakes.
+    """The runs, without what was corrected.
 
     What one that didn't settle left undone still stands in the topics: it is late, and as yet neither lost nor wrong."""
-    runs = [line for line in ledger.without_mistakes(lines)[0] if line["what"] == "run"]
+    runs = [line for line in ledger.corrected(lines)[0] if line["what"] == "run"]
     return [run | {"verdict": _settled(run["verdict"])} for run in runs]
 
 
@@ -83,9 +83,14 @@ def _totals(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield f"| edits by hand beside them | {sum(run['edits'] for run in runs):,} |"
     for kind, number in verdicts.items():
         yield f"| {kind.replace('_', ' ')} | {number:,} |"
-    mistaken = sorted(line["of"][1] for line in ledger.without_mistakes(lines)[1] if line["of"][0] == "run")
-    if mistaken:
-        yield f"| found, but a mistake of the harness | {len(mistaken):,} (seeds {_shortly(mistaken)}) |"
+    for what, told in (
+        ("mistaken", "found, but a mistake of the harness"),
+        ("spoiled", "left out, as Kafka broke its own word"),
+    ):
+        of = [line["of"] for line in ledger.corrected(lines)[1] if line["what"] == what]
+        seeds = sorted(seed for kind, seed, _ in of if kind == "run")
+        if seeds:
+            yield f"| {told} | {len(seeds):,} (seeds {_shortly(seeds)}) |"
     failed = sorted({run["seed"] for run in runs if run["verdict"]})
     yield f"| runs that found something | {sum(bool(run['verdict']) for run in runs):,}{f' (seeds {_shortly(failed)})' if failed else ''} |"
 
@@ -150,7 +155,7 @@ def _mutants(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _failpoints(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
-    histories = [line for line in ledger.without_mistakes(lines)[0] if line["what"] == "failpoints"]
+    histories = [line for line in ledger.corrected(lines)[0] if line["what"] == "failpoints"]
     deaths: Counter[str] = Counter()
     for line in histories:
         deaths.update(line["kinds"])

@@ -92,6 +92,24 @@ def test_rendering_twice_changes_nothing() -> None:
     assert report.render(once, RUNS) == once
 
 
+def test_a_run_that_kafka_spoiled_is_left_out_whole_and_told() -> None:
+    spoiled: dict[str, object] = {"what": "spoiled", "of": ["run", 7, "then"], "why": "an acknowledged record was gone"}
+    lines = [
+        a_run(7, {"worker_killed": 5}, lost=3) | {"at": "then"},
+        a_run(7, {"worker_killed": 2}) | {"at": "later"},
+        spoiled,
+    ]
+    text = report.render(TEXT.format("totals"), lines)
+    for line in (
+        "| runs, seeds | 1, 1 |",
+        "| faults that took effect | 2 |",
+        "| lost | 0 |",
+        "Kafka broke its own word | 1 (seeds 7) |",
+        "| runs that found something | 0 |",
+    ):
+        assert line in text
+
+
 def test_a_marker_that_names_no_table_is_a_mistake() -> None:
     with pytest.raises(KeyError):
         report.render(TEXT.format("nothing"), RUNS)
