@@ -41,15 +41,16 @@ def corrected(lines: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], li
     verdict back, as that was the harness's own fault. `spoiled` leaves it out whole: Kafka or PostgreSQL broke its own word, and
     what a run counts after that says nothing about the worker, neither good nor bad.
     """
-    lines = list(lines)
-    corrections = [line for line in lines if line["what"] in {"mistaken", "spoiled"}]
-    named = {(line["what"], *line["of"]) for line in corrections}
-    read: list[dict[str, Any]] = []
+    told: list[dict[str, Any]] = []
+    corrections: list[dict[str, Any]] = []
     for line in lines:
-        itself = (line["what"], line.get("seed"), line.get("at"))
-        if line in corrections or ("spoiled", *itself) in named:
-            continue
-        read.append(line | {"verdict": {}} if ("mistaken", *itself) in named else line)
+        (corrections if line["what"] in {"mistaken", "spoiled"} else told).append(line)
+    named = {tuple(line["of"]): line["what"] for line in corrections}
+    read: list[dict[str, Any]] = []
+    for line in told:
+        correction = named.get((line["what"], line.get("seed"), line.get("at")))
+        if correction != "spoiled":
+            read.append(line | {"verdict": {}} if correction == "mistaken" else line)
     return read, corrections
 
 

@@ -83,12 +83,12 @@ def _totals(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield f"| edits by hand beside them | {sum(run['edits'] for run in runs):,} |"
     for kind, number in verdicts.items():
         yield f"| {kind.replace('_', ' ')} | {number:,} |"
+    _, corrections = ledger.corrected(lines)
     for what, told in (
         ("mistaken", "found, but a mistake of the harness"),
         ("spoiled", "left out, as Kafka broke its own word"),
     ):
-        of = [line["of"] for line in ledger.corrected(lines)[1] if line["what"] == what]
-        seeds = sorted(seed for kind, seed, _ in of if kind == "run")
+        seeds = sorted(line["of"][1] for line in corrections if line["what"] == what and line["of"][0] == "run")
         if seeds:
             yield f"| {told} | {len(seeds):,} (seeds {_shortly(seeds)}) |"
     failed = sorted({run["seed"] for run in runs if run["verdict"]})
