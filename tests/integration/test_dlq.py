@@ -264,8 +264,8 @@ def test_one_too_large_for_its_topic_is_sent_back_with_the_bytes_that_the_databa
     assert (
         f"{address_of(lost)}: it was too large for its topic, and its bytes are not in the database any more" in answer
     )
-    returned = site.records("methods")[-1]
-    assert (returned.key, returned.value) == (OWN_KEY, value.getvalue())
+    first, returned = [record for record in site.records("methods") if record.key == OWN_KEY]
+    assert first.value == returned.value == value.getvalue()
     assert list(returned.headers[:-1]) == OWN_HEADERS
     yard.model.apply_batch([event])
     yard.apply(yard.newcomers(1))
