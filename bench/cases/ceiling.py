@@ -59,8 +59,9 @@ def own(session: Session, events: Sequence[Membership]) -> list[Step]:
         facts = fold(records[start : start + BATCH], {})
 
         def step(facts: Facts = facts) -> None:
+            familiar = apply.survey(session, facts.records).familiar
             with session.transaction():
-                apply.apply_people(session, facts)
+                apply.apply_people(session, facts, familiar=familiar)
 
         steps.append(step)
     return steps

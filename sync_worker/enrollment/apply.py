@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sync_worker.database.arrays import bools, int4s, int8s, texts, timestamps, uuids, uuids_of
 from sync_worker.database.sessions import Session
 from sync_worker.database.statements import load
 from sync_worker.enrollment.breaker import MINUTE_US, Guard, minute_of
 from sync_worker.enrollment.converge import converge
-from sync_worker.enrollment.folding import Facts, Results
+from sync_worker.enrollment.folding import Facts, Results, memberships_of
 from sync_worker.errors import RejectionReason
 from sync_worker.events import Membership, Record, Rejection, Source, Suspension, text_of
 
@@ -23,8 +23,8 @@ SQL = load("sync_worker.enrollment", "statements.sql")
 
 Columns = dict[str, Any]
 
-# What the `…_unchanged` statements say of an event that changed nothing.
-_STALE, _REPEATED, _CONFLICT = 0, 1, 2
+# Of a batch's memberships, to see whether it is a replay.
+_SAMPLE = 20
 _ENTITY_FIELDS = frozenset({"segment_id", "user_id", "course_id"})
 
 
@@ -39,27 +39,41 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What is known of a batch's segments before its transaction: how many methods each has, and which are held."""
+    """What is known of a batch's memberships before its transaction.
+
+    fan_out: how many methods each of their segments has. holds: of the breaker. familiar: most of them say nothing new, as in a replay.
+    """
 
     fan_out: Mapping[bytes, int]
     holds: Mapping[bytes, int]
+    familiar: bool
 
 
-def survey(session: Session, segments: Sequence[bytes]) -> Survey:
+def survey(session: Session, records: Sequence[Record]) -> Survey:
     """Outside the transaction: it bounds the size of one, and a hold that was missed is found by the transaction itself."""
-    if not segments:
-        return Survey({}, {})
-    rows = session.execute(SQL["survey"], {"segments": uuids(segments)}, prepare=True, binary=True).fetchall()
+    memberships = memberships_of(records)
+    if not memberships:
+        return Survey({}, {}, familiar=False)
+    sample = memberships[:: -(-len(memberships) // _SAMPLE)]
+    columns = {
+        "segments": uuids(list({event[0] for event in memberships})),
+        "sample_segments": uuids([event[0] for event in sample]),
+        "sample_users": uuids([event[1] for event in sample]),
+        "sample_versions": int8s([event[3] for event in sample]),
+    }
+    rows = session.execute(SQL["survey"], columns, prepare=True, binary=True).fetchall()
     return Survey(
-        {segment: methods for segment, methods, _ in rows if methods is not None},
+        {segment: methods for segment, methods, _ in rows if segment is not None and methods is not None},
         {segment: hold for segment, _, hold in rows if hold is not None},
+        familiar=any(segment is None and known * 2 > len(sample) for segment, known, _ in rows),
     )
 
 
-def apply_people(session: Session, facts: Facts, guard: Guard | None = None) -> Applied:
+def apply_people(session: Session, facts: Facts, guard: Guard | None = None, *, familiar: bool = False) -> Applied:
     """Memberships, sources and suspensions: what they say, and what follows for everyone they touch.
 
-    guard: of the removal breaker. Raises breaker.Reconsider where the transaction must be rolled back and taken again.
+    guard: of the removal breaker. familiar: as `survey` said; what is known is then looked up before anything is locked. Raises
+    breaker.Reconsider where the transaction must be rolled back and taken again.
     """
     applied = Applied()
     if not (facts.memberships or facts.sources or facts.suspensions):
@@ -69,11 +83,11 @@ def apply_people(session: Session, facts: Facts, guard: Guard | None = None) -> 
     guard.enter(session, _removing(facts) if guard.holds or guard.crossing else ())
     deltas: Counter[tuple[bytes, int]] = Counter()
     for kind, ordinals in facts.displaced.items():
-        conflicts = _judge(session, kind, ordinals, facts, applied, counted={})
-        applied.results[kind, "superseded"] += len(ordinals) - conflicts
+        judged = _judge(session, kind, ordinals, facts, applied)
+        applied.results[kind, "superseded"] += len(ordinals) - judged.conflicts
     touched: Columns = {}
     if facts.memberships:
-        touched |= _put_memberships(session, facts, applied, guard, deltas)
+        touched |= _put_memberships(session, facts, applied, guard, deltas, familiar=familiar)
     if facts.sources:
         touched |= _put_sources(session, facts, applied)
     suspensions = _new_suspensions(session, facts, applied) if facts.suspensions else []
@@ -83,7 +97,8 @@ def apply_people(session: Session, facts: Facts, guard: Guard | None = None) -> 
         applied.changes = converge(session, touched)
     if suspensions:
         # Another worker may have written the same version, or a newer one, meanwhile; the rows are locked now.
-        _judge(session, "suspension", suspensions, facts, applied, counted={_STALE: "stale", _REPEATED: "applied"})
+        judged = _judge(session, "suspension", suspensions, facts, applied)
+        applied.results += Counter({("suspension", "stale"): judged.stale, ("suspension", "applied"): judged.repeated})
     _repeat(facts, applied)
     guard.count(session, deltas)
     return applied
@@ -106,9 +121,20 @@ def _repeat(facts: Facts, applied: Applied) -> None:
 
 
 def _put_memberships(
-    session: Session, facts: Facts, applied: Applied, guard: Guard, deltas: Counter[tuple[bytes, int]]
+    session: Session,
+    facts: Facts,
+    applied: Applied,
+    guard: Guard,
+    deltas: Counter[tuple[bytes, int]],
+    *,
+    familiar: bool,
 ) -> Columns:
     keys = sorted(facts.memberships)
+    if familiar:
+        newer = _unknown(session, "membership", list(facts.memberships.values()), facts, applied)
+        if not newer:
+            return {}
+        keys = [key for key in keys if facts.memberships[key] in newer]
     ordinals = [facts.memberships[key] for key in keys]
     columns = _membership_columns(facts, ordinals)
     row = session.execute(SQL["memberships"], columns, prepare=True, binary=True).fetchone()
@@ -117,7 +143,7 @@ def _put_memberships(
         # A replay or a repetition: what changed goes on, what didn't is judged.
         kept = {s + u for s, u in zip(uuids_of(segments), uuids_of(users), strict=True)} if changed else set()
         unchanged = [n for n, key in zip(ordinals, keys, strict=True) if key not in kept]
-        _judge(session, "membership", unchanged, facts, applied)
+        _unknown(session, "membership", unchanged, facts, applied)
         ordinals = [n for n, key in zip(ordinals, keys, strict=True) if key in kept]
         columns = _membership_columns(facts, ordinals)
     if not changed:
@@ -171,7 +197,7 @@ def _put_sources(session: Session, facts: Facts, applied: Applied) -> Columns:
     ordinals = [facts.sources[key] for key in keys]
     rows = session.execute(SQL["sources"], _source_columns(facts, ordinals), prepare=True, binary=True).fetchall()
     kept = {(course + user, name) for course, user, name in rows}
-    _judge(session, "source", [n for n, key in zip(ordinals, keys, strict=True) if key not in kept], facts, applied)
+    _unknown(session, "source", [n for n, key in zip(ordinals, keys, strict=True) if key not in kept], facts, applied)
     ordinals = [n for n, key in zip(ordinals, keys, strict=True) if key in kept]
     if not ordinals:
         return {}
@@ -182,38 +208,37 @@ def _put_sources(session: Session, facts: Facts, applied: Applied) -> Columns:
 def _new_suspensions(session: Session, facts: Facts, applied: Applied) -> list[int]:
     """Those that say something newer than the row. Read without a lock: `converge` compares versions on the locked row."""
     ordinals = [facts.suspensions[key] for key in sorted(facts.suspensions)]
-    columns = _suspension_columns(facts, ordinals)
-    known = {n for (n,) in session.execute(SQL["suspensions_known"], columns, prepare=True).fetchall()}
-    _judge(session, "suspension", [n for n in ordinals if n in known], facts, applied)
-    return [n for n in ordinals if n not in known]
+    newer = _unknown(session, "suspension", ordinals, facts, applied)
+    return [n for n in ordinals if n in newer]
 
 
-def _judge(
-    session: Session,
-    kind: str,
-    ordinals: Sequence[int],
-    facts: Facts,
-    applied: Applied,
-    *,
-    counted: Mapping[int, str] = {_STALE: "stale", _REPEATED: "repeated"},
-) -> int:
-    """Say of records that changed nothing why, and reject those that say something else under a version that is stored.
+class _Judged(NamedTuple):
+    """Of some records: how many are stale, repeat what is stored, or contradict it; and which are newer."""
 
-    counted: the results to count the others as. Returns the number of rejected ones.
-    """
+    stale: int
+    repeated: int
+    conflicts: int
+    newer: frozenset[int]
+
+
+def _judge(session: Session, kind: str, ordinals: Sequence[int], facts: Facts, applied: Applied) -> _Judged:
+    """What records say beside what is stored. Those that say something else under a version that is stored are rejected."""
+    row = session.execute(SQL[f"{kind}s_judged"], _COLUMNS[kind](facts, ordinals), prepare=True, binary=True).fetchone()
+    stale, repeated, conflicts, newer = cast("tuple[int, int, list[int] | None, list[int] | None]", row)
+    for n in sorted(conflicts or ()):
+        record = facts.records[n]
+        verdict = Rejection(RejectionReason.VERSION_CONFLICT, _conflict_detail(record.content))
+        applied.rejected.append((record, verdict))
+    return _Judged(stale, repeated, len(conflicts or ()), frozenset(newer or ()))
+
+
+def _unknown(session: Session, kind: str, ordinals: Sequence[int], facts: Facts, applied: Applied) -> frozenset[int]:
+    """Count those that say nothing new, and return the others."""
     if not ordinals:
-        return 0
-    conflicts = 0
-    columns = _COLUMNS[kind](facts, ordinals)
-    for n, code in session.execute(SQL[f"{kind}s_unchanged"], columns, prepare=True).fetchall():
-        if code == _CONFLICT:
-            record = facts.records[n]
-            verdict = Rejection(RejectionReason.VERSION_CONFLICT, _conflict_detail(record.content))
-            applied.rejected.append((record, verdict))
-            conflicts += 1
-        elif code in counted:
-            applied.results[kind, counted[code]] += 1
-    return conflicts
+        return frozenset()
+    judged = _judge(session, kind, ordinals, facts, applied)
+    applied.results += Counter({(kind, "stale"): judged.stale, (kind, "repeated"): judged.repeated})
+    return judged.newer
 
 
 def _conflict_detail(event: Any) -> str:  # any event: each names its entity by its ids

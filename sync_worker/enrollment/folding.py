@@ -43,9 +43,9 @@ class Facts:
     consumed: int = 0
 
 
-def segments_of(records: Sequence[Record]) -> list[bytes]:
-    """The segments that memberships of these records are in."""
-    return list({record.content[0] for record in records if type(record.content) is Membership})
+def memberships_of(records: Sequence[Record]) -> list[Membership]:
+    """The memberships among these records, in order."""
+    return [record.content for record in records if type(record.content) is Membership]
 
 
 def fold(  # noqa: PLR0912 - the one loop over nearly all records, spelled out for speed

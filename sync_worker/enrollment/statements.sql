@@ -13,10 +13,16 @@ select set_config('lock_timeout', '15s', true), pg_advisory_xact_lock(7001), set
 from (select current_setting('lock_timeout') as was offset 0) s
 
 -- :name survey
--- How many methods each of these segments has, to keep a transaction's size in bounds; and every hold there is (there are few).
+-- How many methods each of these segments has, to keep a transaction's size in bounds; every hold there is (there are few); and, beside
+-- no segment, how many of a sample of the batch say nothing newer than what is stored.
 select m.segment_id, count(*), null::bigint from method m where m.segment_id = any(%(segments)s::uuid[]) and not m.deleted group by m.segment_id
 union all
 select segment_id, null, number from removal_hold
+union all
+select null, count(*), null
+from unnest(%(sample_segments)s::uuid[], %(sample_users)s::uuid[], %(sample_versions)s::bigint[]) t(segment_id, user_id, version),
+lateral (select version from membership s where s.segment_id = t.segment_id and s.user_id = t.user_id offset 0) s
+where s.version >= t.version
 
 -- :name memberships
 -- Idempotent: newest version wins. Locks every row of the batch in key order, also those it leaves alone. A newer fact ends a mark of the
@@ -38,13 +44,16 @@ select count(*), array_agg(segment_id), array_agg(user_id), coalesce(string_agg(
        array_agg(was_at) filter (where became = 'b')
 from changed
 
--- :name memberships_unchanged
--- Why the statement above left rows alone: 0 = a newer version is there (stale), 1 = a repetition, 2 = same version, other content.
--- A later statement than the one that locked the rows. `offset 0`: a look-up per entry, whatever the planner believes.
-select t.n, case when s.version > t.version then 0 when s.is_member = t.is_member then 1 else 2 end
-from unnest(%(segments)s::uuid[], %(users)s::uuid[], %(members)s::bool[], %(versions)s::bigint[], %(ordinals)s::int[]) t(segment_id, user_id, is_member, version, n),
-lateral (select * from membership s where s.segment_id = t.segment_id and s.user_id = t.user_id offset 0) s
-where s.version >= t.version
+-- :name memberships_judged
+-- What these say beside what is stored: how many are stale, how many repeat it, which say something else under the same version, and which
+-- are newer or of somebody unknown. It locks nothing, and what it finds known stays so: a version never goes back, and none is written
+-- twice. What it finds newer may not be by the time it is put. `offset 0`: a look-up per entry, whatever the planner believes.
+select count(*) filter (where s.version > t.version),
+       count(*) filter (where s.version = t.version and s.is_member = t.is_member),
+       array_agg(t.n) filter (where s.version = t.version and s.is_member <> t.is_member),
+       array_agg(t.n) filter (where s.version is null or s.version < t.version)
+from unnest(%(segments)s::uuid[], %(users)s::uuid[], %(members)s::bool[], %(versions)s::bigint[], %(ordinals)s::int[]) t(segment_id, user_id, is_member, version, n)
+left join lateral (select version, is_member from membership s where s.segment_id = t.segment_id and s.user_id = t.user_id offset 0) s on true
 
 -- :name sources
 -- The same for (course, user, source).
@@ -58,26 +67,25 @@ with changed as (
   returning s.course_id, s.user_id, s.source)
 select course_id, user_id, source from changed
 
--- :name sources_unchanged
-select t.n, case when s.version > t.version then 0 when (s.status, s.role) is not distinct from (t.status, t.role) then 1 else 2 end
+-- :name sources_judged
+select count(*) filter (where s.version > t.version),
+       count(*) filter (where s.version = t.version and (s.status, s.role) is not distinct from (t.status, t.role)),
+       array_agg(t.n) filter (where s.version = t.version and (s.status, s.role) is distinct from (t.status, t.role)),
+       array_agg(t.n) filter (where s.version is null or s.version < t.version)
 from unnest(%(courses)s::uuid[], %(users)s::uuid[], %(names)s::text[], %(statuses)s::text[], %(roles)s::text[], %(versions)s::bigint[], %(ordinals)s::int[])
-  t(course_id, user_id, source, status, role, version, n),
-lateral (select * from source s where s.course_id = t.course_id and s.user_id = t.user_id and s.source = t.source offset 0) s
-where s.version >= t.version
+  t(course_id, user_id, source, status, role, version, n)
+left join lateral (select status, role, version from source s
+                   where s.course_id = t.course_id and s.user_id = t.user_id and s.source = t.source offset 0) s on true
 
--- :name suspensions_known
--- Which of these say nothing newer than the row. Read without a lock, and never trusted for what is written: `converge` compares again.
-select t.n from unnest(%(courses)s::uuid[], %(users)s::uuid[], %(versions)s::bigint[], %(ordinals)s::int[]) t(course_id, user_id, version, n),
-lateral (select * from enrollment e where e.course_id = t.course_id and e.user_id = t.user_id offset 0) e
-where e.suspension_version >= t.version
-
--- :name suspensions_unchanged
--- This fact sits on the enrollment row itself. After `converge` the row is locked and holds the newest version: a newer one than ours (0),
--- ours or the same said before (1), or the same version with other content (2).
-select t.n, case when e.suspension_version > t.version then 0 when e.suspended = t.suspended then 1 else 2 end
-from unnest(%(courses)s::uuid[], %(users)s::uuid[], %(suspended)s::bool[], %(versions)s::bigint[], %(ordinals)s::int[]) t(course_id, user_id, suspended, version, n),
-lateral (select * from enrollment e where e.course_id = t.course_id and e.user_id = t.user_id offset 0) e
-where e.suspension_version >= t.version
+-- :name suspensions_judged
+-- This fact sits on the enrollment row itself. Before `converge`, which compares again, this says which are worth writing. After it the row
+-- is locked and holds the newest version: a newer one than ours, ours or the same said before, or the same version with other content.
+select count(*) filter (where e.suspension_version > t.version),
+       count(*) filter (where e.suspension_version = t.version and e.suspended = t.suspended),
+       array_agg(t.n) filter (where e.suspension_version = t.version and e.suspended <> t.suspended),
+       array_agg(t.n) filter (where e.suspension_version is null or e.suspension_version < t.version)
+from unnest(%(courses)s::uuid[], %(users)s::uuid[], %(suspended)s::bool[], %(versions)s::bigint[], %(ordinals)s::int[]) t(course_id, user_id, suspended, version, n)
+left join lateral (select suspension_version, suspended from enrollment e where e.course_id = t.course_id and e.user_id = t.user_id offset 0) e on true
 
 -- :name methods_before
 -- Under the exclusive lock nobody else changes a method.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from sync_worker.database.sessions import DataRejected, Session, transaction, translated
 from sync_worker.enrollment import apply, methods
 from sync_worker.enrollment.breaker import Breaker, Guard, Reconsider
-from sync_worker.enrollment.folding import Facts, Results, fold, segments_of
+from sync_worker.enrollment.folding import Facts, Results, fold
 from sync_worker.errors import FatalError, RejectionReason
 from sync_worker.events import Partition, Record, Rejection
 from sync_worker.failpoints import reach
@@ -49,11 +49,11 @@ def commit(
     while records:
         between()
         with translated():
-            survey = apply.survey(session, segments_of(records))
+            survey = apply.survey(session, records)
         facts = fold(records, survey.fan_out)
         part = records[: facts.consumed]
         try:
-            _guarded(session, facts, part, at, outcome, breaker, survey.holds, between)
+            _guarded(session, facts, part, at, outcome, breaker, survey, between)
         except DataRejected as refused:
             _isolate(session, part, at, outcome, between, refused, breaker)
         for record in part:
@@ -68,14 +68,14 @@ def _guarded(
     at: Mapping[Partition, int],
     outcome: Outcome,
     breaker: Breaker,
-    holds: Mapping[bytes, int],
+    survey: apply.Survey,
     between: Callable[[], None],
 ) -> None:
     """The transaction, taken again for as long as the breaker finds that it knew too little (semantics §5)."""
-    guard = breaker.guard(holds)
+    guard = breaker.guard(survey.holds)
     while True:
         try:
-            _transaction(session, facts, records, at, outcome, guard)
+            _transaction(session, facts, records, at, outcome, guard, familiar=survey.familiar)
         except Reconsider as found:
             between()
             with translated():
@@ -92,6 +92,8 @@ def _transaction(
     at: Mapping[Partition, int],
     outcome: Outcome,
     guard: Guard,
+    *,
+    familiar: bool,
 ) -> None:
     after = {record.partition: record.next_offset for record in records}
     moves = {partition: Move(at[partition], next_offset) for partition, next_offset in after.items()}
@@ -100,7 +102,11 @@ def _transaction(
         positions.advance(session, moves)
         reach("after_positions")
         # 2. Facts, then rows, then outbox; methods under the exclusive lock, people under the shared one.
-        applied = methods.apply_methods(session, facts) if facts.methods else apply.apply_people(session, facts, guard)
+        applied = (
+            methods.apply_methods(session, facts)
+            if facts.methods
+            else apply.apply_people(session, facts, guard, familiar=familiar)
+        )
         reach("after_rows")
         # 3. What can't be applied is kept with what could.
         rejected = facts.rejected + applied.rejected

@@ -22,7 +22,7 @@ from sync_worker.outbox.windows import SQL as OUTBOX
 
 HOT = [
     *(("enrollment", name) for name in (
-        "survey", "memberships", "memberships_unchanged", "sources", "sources_unchanged", "suspensions_known", "suspensions_unchanged",
+        "survey", "memberships", "memberships_judged", "sources", "sources_judged", "suspensions_judged",
         "converge", "people", "members", "backfill_lock", "methods_before",
     )),
     *(("breaker", name) for name in (

@@ -144,7 +144,9 @@ def apply_batch(session: Session, *events: Event) -> Applied:
 
 def _apply(session: Session, events: Iterable[Event], max_people: int = methods.MAX_PEOPLE_AT_ONCE) -> Applied:
     facts = facts_of(events)
-    return methods.apply_methods(session, facts, max_people) if facts.methods else apply.apply_people(session, facts)
+    if facts.methods:
+        return methods.apply_methods(session, facts, max_people)
+    return apply.apply_people(session, facts, familiar=apply.survey(session, facts.records).familiar)
 
 
 def change_method_in_steps(session: Session, event: MethodChanged) -> Applied:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sync_worker.enrollment.folding import MAX_METHODS, fold, segments_of
+from sync_worker.enrollment.folding import MAX_METHODS, fold, memberships_of
 from sync_worker.errors import RejectionReason
 from sync_worker.events import (
     CourseId,
@@ -105,4 +105,4 @@ def test_rejected_records_and_those_that_only_move_the_position_are_carried_alon
     facts = fold(batch, {})
     assert facts.rejected == [(batch[1], rejection)]
     assert facts.consumed == 3
-    assert segments_of(batch) == [id_(1)]
+    assert memberships_of(batch) == [batch[2].content]

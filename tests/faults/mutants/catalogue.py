@@ -103,11 +103,11 @@ def _facts_and_rows_in_one_snapshot() -> None:
     # Named in full: the session's search_path ends with pg_temp, and a prepared statement keeps the table it found first.
     stale = stale.replace("from seen e", "from pg_temp.seen e")
 
-    def put_seen(session: Any, facts: Any, *rest: Any) -> Any:
+    def put_seen(session: Any, facts: Any, *rest: Any, **options: Any) -> Any:
         keys = list(facts.memberships)
         columns = {"segments": uuids([key[:16] for key in keys]), "users": uuids([key[16:] for key in keys])}
         session.execute(seen, columns)
-        return put(session, facts, *rest)
+        return put(session, facts, *rest, **options)
 
     def converge_stale(session: Any, touched: Mapping[str, Any]) -> int:
         if "m_users" not in touched:
