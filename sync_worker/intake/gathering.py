@@ -255,12 +255,16 @@ class Gathering:
         for pending in (self._pending_methods, self._pending):
             if not pending:
                 continue
-            after = {record.partition: record.next_offset for record in pending}
-            before = {partition: self.lanes[partition].handed for partition in after}
-            if not handoff.offer(Batch(tuple(pending), before)):
+            # Asked many times while a batch waits: until there is room this must cost nothing.
+            if not handoff.has_room():
                 return False
-            for partition, next_offset in after.items():
-                self.lanes[partition].handed = next_offset
+            lanes = [lane for lane in self.lanes.values() if lane.pending is pending and lane.position > lane.handed]
+            before = {lane.partition: lane.handed for lane in lanes}
+            after = {lane.partition: lane.position for lane in lanes}
+            if not handoff.offer(Batch(tuple(pending), before, after)):
+                return False
+            for lane in lanes:
+                lane.handed = lane.position
             pending.clear()
         self._bytes = 0
         return True

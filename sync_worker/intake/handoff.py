@@ -22,10 +22,11 @@ class Establish:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Records in order of arrival; `before` is where each of their partitions stands when the batches before are applied."""
+    """Records in order of arrival; where each of their partitions stands when the batches before are applied, and this one is."""
 
     records: Sequence[Record]
     before: Mapping[Partition, int]
+    after: Mapping[Partition, int]
 
 
 @dataclass(frozen=True, slots=True)

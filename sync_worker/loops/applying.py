@@ -134,7 +134,7 @@ class Applying:
             break
         if rewound:
             self._handoff.reply(Rewound(tuple(rewound)))
-        reached = {record.partition: record.next_offset for record in batch.records if record.partition not in rewound}
+        reached = {partition: offset for partition, offset in batch.after.items() if partition not in rewound}
         self._handoff.reply(Committed(reached))
         self._count(outcome, time.perf_counter() - started)
         self._observe_age(batch.records)

@@ -52,20 +52,20 @@ def commit(
             survey = apply.survey(session, records)
         facts = fold(records, survey.fan_out)
         part = records[: facts.consumed]
+        after = {record.partition: record.next_offset for record in part}
+        moves = {partition: Move(at[partition], offset) for partition, offset in after.items()}
         try:
-            _guarded(session, facts, part, at, outcome, breaker, survey, between)
+            _guarded(session, facts, moves, outcome, breaker, survey, between)
         except DataRejected as refused:
             _isolate(session, part, at, outcome, between, refused, breaker)
-        for record in part:
-            at[record.partition] = record.next_offset
+        at |= after
         records = records[facts.consumed :]
 
 
 def _guarded(
     session: Session,
     facts: Facts,
-    records: Sequence[Record],
-    at: Mapping[Partition, int],
+    moves: Mapping[Partition, Move],
     outcome: Outcome,
     breaker: Breaker,
     survey: apply.Survey,
@@ -75,7 +75,7 @@ def _guarded(
     guard = breaker.guard(survey.holds)
     while True:
         try:
-            _transaction(session, facts, records, at, outcome, guard, familiar=survey.familiar)
+            _transaction(session, facts, moves, outcome, guard, familiar=survey.familiar)
         except Reconsider as found:
             between()
             with translated():
@@ -88,15 +88,12 @@ def _guarded(
 def _transaction(
     session: Session,
     facts: Facts,
-    records: Sequence[Record],
-    at: Mapping[Partition, int],
+    moves: Mapping[Partition, Move],
     outcome: Outcome,
     guard: Guard,
     *,
     familiar: bool,
 ) -> None:
-    after = {record.partition: record.next_offset for record in records}
-    moves = {partition: Move(at[partition], next_offset) for partition, next_offset in after.items()}
     with translated(), transaction(session):
         # 1. Whoever doesn't own the partitions any more stops here, before it holds up anybody.
         positions.advance(session, moves)
@@ -113,7 +110,7 @@ def _transaction(
         dead_letters.keep(session, rejected)
         reach("before_commit")
     reach("after_commit")
-    outcome.records += len(records)
+    outcome.records += facts.consumed
     outcome.changes += applied.changes
     outcome.transactions += 1
     outcome.rejected += rejected
