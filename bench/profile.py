@@ -65,7 +65,7 @@ def main(events: int) -> int:
     }
     try:
         with (
-            Stack.start(kind=Kind.NATIVE, durable=True, kafka_jvm=(), postgres_parameters=parameters) as stack,
+            Stack.start(kind=Kind.NATIVE, durable=True, postgres_parameters=parameters) as stack,
             tempfile.TemporaryDirectory() as folder,
         ):
             url = stack.postgres.create_database(TEMPLATE)
