@@ -40,7 +40,7 @@ def _copy(bootstrap_servers: str, source: str, target: str, name: str, ready: Ev
         "fetch.wait.max.ms": 100,
     })  # fmt: skip
     producer = Producer({
-        **common, "transactional.id": name, "linger.ms": 5, "retry.backoff.ms": 2, "retry.backoff.max.ms": 5,
+        **common, "transactional.id": name, "linger.ms": 50, "retry.backoff.ms": 2, "retry.backoff.max.ms": 5,
     })  # fmt: skip
     producer.init_transactions(30)
     consumer.subscribe([source], on_assign=lambda *_: ready.set())
