@@ -62,6 +62,8 @@ def _any_version_wins() -> None:
     from sync_worker.enrollment import apply  # noqa: PLC0415 - as above
 
     _replace(apply.SQL, "memberships", "where s.version < excluded.version", "")
+    # Versions are compared there, too: a replay that is looked up first would be dropped all the same.
+    _replace(apply.SQL, "survey", "where s.version >= t.version", "where false")
 
 
 def _no_advisory_lock() -> None:
