@@ -129,13 +129,14 @@ def _put_memberships(
     *,
     familiar: bool,
 ) -> Columns:
-    keys = sorted(facts.memberships)
+    fresh = facts.memberships
     if familiar:
-        newer = _unknown(session, "membership", list(facts.memberships.values()), facts, applied)
+        newer = _unknown(session, "membership", list(fresh.values()), facts, applied)
         if not newer:
             return {}
-        keys = [key for key in keys if facts.memberships[key] in newer]
-    ordinals = [facts.memberships[key] for key in keys]
+        fresh = {key: n for key, n in fresh.items() if n in newer}
+    keys = sorted(fresh)
+    ordinals = [fresh[key] for key in keys]
     columns = _membership_columns(facts, ordinals)
     row = session.execute(SQL["memberships"], columns, prepare=True, binary=True).fetchone()
     changed, segments, users, became, left_at = cast("tuple[int, bytes, bytes, str, list[datetime] | None]", row)

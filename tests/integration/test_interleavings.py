@@ -6,8 +6,7 @@ the test shows that it notices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -29,12 +28,6 @@ MakeWriter = Callable[..., Writer]
 def site(make_site: Callable[..., Site]) -> Site:
     """Only a database: the sessions are the test's own."""
     return make_site(topics=False)
-
-
-@pytest.fixture
-def writer(site: Site) -> Iterator[MakeWriter]:
-    with ExitStack() as opened:
-        yield lambda **options: opened.enter_context(Writer(site.database_url, **options))
 
 
 # ── a batch beside a batch ──────────────────────────────────────────────────────────────────────────────────────────

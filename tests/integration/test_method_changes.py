@@ -6,8 +6,7 @@ forces the moment in which that would not be so, and the mutants show that the l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -24,12 +23,6 @@ MakeWriter = Callable[..., Writer]
 def site(make_site: Callable[..., Site]) -> Site:
     """Only a database: the sessions are the test's own."""
     return make_site(topics=False)
-
-
-@pytest.fixture
-def writer(site: Site) -> Iterator[MakeWriter]:
-    with ExitStack() as opened:
-        yield lambda **options: opened.enter_context(Writer(site.database_url, **options))
 
 
 def changed(before: MethodChanged, version: int, **fields: object) -> MethodChanged:

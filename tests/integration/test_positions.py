@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
@@ -26,12 +25,6 @@ from tests.support.site import Site, wait_for
 from tests.support.wire import encode
 
 MakeWriter = Callable[..., Writer]
-
-
-@pytest.fixture
-def writer(site: Site) -> Iterator[MakeWriter]:
-    with ExitStack() as opened:
-        yield lambda **options: opened.enter_context(Writer(site.database_url, **options))
 
 
 @pytest.fixture

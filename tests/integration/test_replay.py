@@ -5,8 +5,7 @@ That it ends as the model says, however records repeat, is what the property tes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -23,12 +22,6 @@ MakeWriter = Callable[..., Writer]
 def site(make_site: Callable[..., Site]) -> Site:
     """Only a database: the sessions are the test's own."""
     return make_site(topics=False)
-
-
-@pytest.fixture
-def writer(site: Site) -> Iterator[MakeWriter]:
-    with ExitStack() as opened:
-        yield lambda **options: opened.enter_context(Writer(site.database_url, **options))
 
 
 def test_a_replay_waits_for_nobody_who_changes_the_same_people(site: Site, writer: MakeWriter) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import Any, LiteralString
 
 import pytest
@@ -55,12 +55,6 @@ def site(make_site: Callable[..., Site]) -> Site:
     with Writer(site.database_url) as writer:
         writer.batch(method(SEGMENT, new_id()))
     return site
-
-
-@pytest.fixture
-def writer(site: Site) -> Iterator[MakeWriter]:
-    with ExitStack() as opened:
-        yield lambda **options: opened.enter_context(Writer(site.database_url, **options))
 
 
 @pytest.fixture
