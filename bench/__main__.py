@@ -108,7 +108,7 @@ def _measure(
     kind = Kind.EXTERNAL if choose_kind() is Kind.EXTERNAL else Kind.NATIVE
     say.print(f"{case.name}: {case.title}, {rounds} rounds", highlight=False)
     with (
-        Stack.start(kind=kind, durable=True, postgres_parameters=case.parameters) as stack,
+        Stack.start(kind=kind, durable=True, kafka_jvm=case.kafka_jvm, postgres_parameters=case.parameters) as stack,
         tempfile.TemporaryDirectory() as folder,
     ):
         doctored = getattr(chosen, "doctored", "")

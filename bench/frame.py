@@ -14,6 +14,7 @@ from bench.errors import WrongResult
 from bench.machine import Noise, calibrate
 from bench.site import BenchSite, new_site
 from devstack import Stack
+from devstack.native import QUICK_JVM
 from sync_worker.database.migrate import migrate
 
 TEMPLATE = "bench_template"
@@ -82,6 +83,8 @@ class Case:
     """What must be said beside a variant's figures."""
     parameters: Mapping[str, str] = field(default_factory=dict)
     """PostgreSQL's own, as far as a case needs other ones."""
+    kafka_jvm: Sequence[str] = QUICK_JVM
+    """Java's options for the broker. Its second compiler (none of them) costs more than it saves for the first minutes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,8 +128,9 @@ class Traffic:
         topic = self._site.settings.membership_topic
         started = time.perf_counter()
         for n, record in enumerate(self._records):
-            while (ahead := started + n / self._rate - time.perf_counter()) > 0:
-                producer.poll(min(ahead, 0.001))
+            if (ahead := started + n / self._rate - time.perf_counter()) > 0:
+                time.sleep(ahead)
+            producer.poll(0)
             if self._stop.is_set():
                 break
             self.sent[record.key] = time.perf_counter()

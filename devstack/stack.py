@@ -9,7 +9,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from enum import StrEnum
 from pathlib import Path
@@ -49,6 +49,7 @@ class Stack:
         directory: Path,
         *,
         kafka_properties: Mapping[str, str],
+        kafka_jvm: Sequence[str],
         postgres_parameters: Mapping[str, str],
         durable: bool,
         temporary: bool,
@@ -64,7 +65,7 @@ class Stack:
         try:
             directory.mkdir(mode=0o700 if temporary else 0o777, parents=not temporary, exist_ok=not temporary)
             (directory / reaper.PIDS).mkdir(exist_ok=True)
-            self.kafka = _kafka(kind, directory, kafka_properties)
+            self.kafka = _kafka(kind, directory, kafka_properties, kafka_jvm)
             self.postgres = _postgres(kind, directory, postgres_parameters, durable=durable)
         except BaseException:
             if temporary:
@@ -82,6 +83,7 @@ class Stack:
         keep: bool = False,
         durable: bool = True,
         kafka_properties: Mapping[str, str] | None = None,
+        kafka_jvm: Sequence[str] = native.QUICK_JVM,
         postgres_parameters: Mapping[str, str] | None = None,
         timeout_s: float = 120,
     ) -> Self:
@@ -90,7 +92,8 @@ class Stack:
         Without a directory everything lives in a temporary one that is removed in the end; a directory that is given
         stays, with the logs, and another native stack can go on with its data. Durable: PostgreSQL survives kill -9
         and power loss with all that it acknowledged. Keep: the services outlive this process and the `with` block,
-        until `close`. Properties and parameters are the servers' own; an external stack ignores them.
+        until `close`. Properties and parameters are the servers' own; an external stack ignores them. kafka_jvm: Java's options for a
+        native broker; none of them is how a broker runs that is there to stay.
         """
         chosen = choose_kind() if kind is None else Kind(kind)
         if chosen is Kind.NATIVE:
@@ -102,6 +105,7 @@ class Stack:
             chosen,
             (directory or _temporary_name()).resolve(),
             kafka_properties=kafka_properties or {},
+            kafka_jvm=kafka_jvm,
             postgres_parameters=postgres_parameters or {},
             durable=durable,
             temporary=directory is None,
@@ -184,10 +188,10 @@ def _temporary_name() -> Path:
     return native_postgres.default_parent() / f"devstack-{secrets.token_hex(6)}"
 
 
-def _kafka(kind: Kind, directory: Path, properties: Mapping[str, str]) -> Kafka:
+def _kafka(kind: Kind, directory: Path, properties: Mapping[str, str], jvm: Sequence[str]) -> Kafka:
     match kind:
         case Kind.NATIVE:
-            return native.kafka(directory, properties)
+            return native.kafka(directory, properties, jvm)
         case Kind.DOCKER:
             return docker_stack.kafka(directory, properties)
         case Kind.EXTERNAL:

@@ -19,6 +19,7 @@ from bench.traffic import Route, Traffic, percentiles, user_of_change
 ECHO = "bare echo, Kafka to Kafka"
 WORKER = "one worker"
 _OF_MAXIMUM = 0.7
+_WARM_UP_RATE = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,10 @@ class Sizes:
     settling: float = field(
         default=3.0, metadata={"help": "seconds before these: a young broker's transactions are slow"}
     )
+    warming: float = field(
+        default=90.0,
+        metadata={"help": "seconds of such traffic before the first round: a broker's compilers take minutes"},
+    )
     maximum: int = field(
         default=40_000, metadata={"help": "events to find the maximum with, of which 70 %% is a rate, too; 0 = not"}
     )
@@ -35,9 +40,11 @@ class Sizes:
 
 def variants(ground: Ground, sizes: Sizes) -> list[Variant]:
     found_once = cache(lambda: maximum(ground, sizes.maximum))
+    warm = cache(lambda: _warm_up(ground, sizes))
 
     def all_rates(measure: Callable[[Ground, Sizes, float, int], Figures]) -> Callable[[int], dict[str, Figures]]:
         def measured(round_: int) -> dict[str, Figures]:
+            warm()
             rates = {f"{rate:,} events/s": float(rate) for rate in sizes.rates}
             if sizes.maximum:
                 rates["70 % of the maximum"] = round(_OF_MAXIMUM * found_once(), -2)
@@ -46,6 +53,13 @@ def variants(ground: Ground, sizes: Sizes) -> list[Variant]:
         return measured
 
     return [Variant(ECHO, all_rates(_echo)), Variant(WORKER, all_rates(_worker))]
+
+
+def _warm_up(ground: Ground, sizes: Sizes) -> None:
+    """Records one by one, through both variants: from a backlog a broker gets other code compiled."""
+    each = Sizes(seconds=sizes.warming / 2, settling=0.0)
+    _echo(ground, each, _WARM_UP_RATE, 0)
+    _worker(ground, each, _WARM_UP_RATE, 0)
 
 
 def _worker(ground: Ground, sizes: Sizes, rate: float, round_: int) -> Figures:
@@ -97,4 +111,5 @@ CASE = Case(
     ),
     reference=ECHO,
     plots=("p50_ms", "p99_ms"),
+    kafka_jvm=(),
 )  # fmt: skip
