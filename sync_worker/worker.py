@@ -67,7 +67,7 @@ _START_RETRY_S = 1.0
 EXIT_S = 5.0
 # How many more containers there must be than after the last collection before the next. A batch is several thousand that stay for as
 # long as it does: by the default of 700 they are looked through again and again, for a fifth of the CPU of a worker that replays.
-_GARBAGE_AFTER = 20_000
+_GARBAGE_AFTER = 5_000
 
 log = structlog.get_logger(__name__)
 

@@ -150,8 +150,11 @@ class Intake:
             "isolation.level": "read_committed",
             # A partition that a topic got later is noticed within this time.
             "topic.metadata.refresh.interval.ms": 30_000,
-            # Per partition, fetched ahead of what is applied; the default of 64 MB each is memory for nothing.
+            # Per partition, fetched ahead of what is applied; the defaults of 100,000 records and 64 MB each are memory for nothing. What
+            # is fetched ahead is looked at again after 20 ms, not after a second: by then a partition would have run dry.
+            "queued.min.messages": 5_000,
             "queued.max.messages.kbytes": 16_384,
+            "fetch.queue.backoff.ms": 20,
             "fetch.wait.max.ms": 100,
             "fetch.error.backoff.ms": 50,
         }
