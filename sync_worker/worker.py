@@ -156,7 +156,9 @@ class Worker:
                     Limits(settings.removal_hold_min, settings.removal_hold_percent),
                     tracing,
                 ).run,
-                backfilling.LOOP: Backfilling(url, self._health, self._metrics, self._stop, relay_loop.wake).run,
+                backfilling.LOOP: Backfilling(
+                    url, self._health, self._metrics, self._stop, relay_loop.wake, yields=self._publishes
+                ).run,
                 relay.LOOP: relay_loop.run,
                 watching.LOOP: Watching(
                     settings,

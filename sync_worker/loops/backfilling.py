@@ -1,6 +1,8 @@
 """The backfill thread: steps of backfills and of released holds, beside live events, never more than one at a time.
 
-Now and then it forgets what the removal breaker need not remember. It must never hold up a batch for longer than a step.
+What a live event changes is published behind what the steps before it changed, so a step waits until the relay has little left to do: a
+backfill is as fast as the relay then, and live changes don't wait for the whole of it. Now and then the loop forgets what the removal
+breaker need not remember. It must never hold up a batch for longer than a step.
 """
 
 import threading
@@ -10,10 +12,11 @@ from collections.abc import Callable
 import structlog
 
 from sync_worker.database import arrays
-from sync_worker.database.sessions import ConnectionLost, Contention, Session, apply_session
+from sync_worker.database.sessions import ConnectionLost, Contention, Session, apply_session, translated
 from sync_worker.enrollment import backfill, breaker, release
 from sync_worker.errors import RetryableError
 from sync_worker.events import text_of
+from sync_worker.outbox.windows import waits_more_than
 from sync_worker.service.health import Health
 from sync_worker.service.metrics import Metrics, Retry, Step
 from sync_worker.service.recurring import Recurring
@@ -23,6 +26,11 @@ LOOP = "backfill"
 IDLE_S = 0.25
 RETRY_S = 1.0
 FORGET_EVERY_S = 60.0
+# Two steps' worth: the relay is never out of work for it.
+MOST_UNPUBLISHED = 2000
+YIELD_S = 0.01
+# In rows people have what they are to have, whether or not Kafka is there to be told.
+YIELD_AT_MOST_S = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -37,15 +45,20 @@ class Backfilling:
         metrics: Metrics,
         stop: threading.Event,
         on_committed: Callable[[], None],
+        *,
+        yields: bool = True,
     ) -> None:
+        """yields False: nothing is published meanwhile, so there is nothing to wait for."""
         self._url = database_url
         self._health = health
         self._metrics = metrics
         self._stop = stop
         self._on_committed = on_committed
+        self._yields = yields
         self._waits = Recurring()
         self._session: Session | None = None
         self._forgot_at = time.monotonic()
+        self._yields_until = 0.0
 
     def run(self) -> None:
         try:
@@ -60,6 +73,8 @@ class Backfilling:
         """Take a step; how long to wait before the next one, seconds."""
         started = time.perf_counter()
         try:
+            if self._relay_is_behind():
+                return YIELD_S
             done = backfill.step(self._open()) or release.step(self._open())
             if done is None:
                 self._forget()
@@ -79,12 +94,20 @@ class Backfilling:
         self._metrics.backfill_people.inc(done.people)
         if done.changes:
             self._on_committed()
+            self._yields_until = time.monotonic() + YIELD_AT_MOST_S
         if done.finished:
             if isinstance(done, release.Step):
                 log.info("hold_released", hold=done.number)
             else:
                 log.info("backfill_finished", method_id=text_of(done.method_id))
         return 0.0
+
+    def _relay_is_behind(self) -> bool:
+        """Is it to catch up first? Not for longer than YIELD_AT_MOST_S after a step."""
+        if not self._yields or time.monotonic() >= self._yields_until:
+            return False
+        with translated():
+            return waits_more_than(self._open(), MOST_UNPUBLISHED)
 
     def _forget(self) -> None:
         if time.monotonic() - self._forgot_at > FORGET_EVERY_S:

@@ -158,6 +158,12 @@ def waiting(session: Session) -> tuple[int, float | None]:
     return unpublished, oldest_s
 
 
+def waits_more_than(session: Session, rows: int) -> bool:
+    """Are there more rows than this to be published? Bounded, however many there are."""
+    (more,) = cast("tuple[bool]", session.execute(SQL["waits_more_than"], {"rows": rows}, prepare=True).fetchone())
+    return more
+
+
 def _row(row: tuple[Any, ...]) -> Row:
     if row[15] is not None:
         return DeadLetter(row[0], row[15])
