@@ -85,6 +85,8 @@ class Case:
     """PostgreSQL's own, as far as a case needs other ones."""
     kafka_jvm: Sequence[str] = QUICK_JVM
     """Java's options for the broker. Its second compiler (none of them) costs more than it saves for the first minutes."""
+    warm_up: Callable[[Ground, Any], None] | None = None
+    """With the sizes, before the first round, where what warms up every case is not enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,8 @@ def run(case: Case, ground: Ground, sizes: Any, rounds: int, warm_up: Callable[[
     found = Run()
     migrate(ground.stack.postgres.create_database(TEMPLATE))
     warm_up()
+    if case.warm_up is not None:
+        case.warm_up(ground, sizes)
     variants = [variant for variant in case.variants(ground, sizes) if only in variant.name]
     if not variants:
         raise WrongResult(f"no variant of {case.name} has {only!r} in its name")

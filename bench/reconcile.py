@@ -29,6 +29,7 @@ from bench.errors import WrongResult, expect
 from bench.load import Load, as_published
 from bench.results import RESULTS
 from bench.site import BenchSite, ChangesReader, new_site, wait_for
+from bench.traffic import paced
 from devstack import Stack
 from sync_worker.database.migrate import migrate
 from sync_worker.operations.reconciling import PAUSE_PER_STEP
@@ -126,11 +127,7 @@ class Traffic:
     def _send(self) -> None:
         producer = Producer({"bootstrap.servers": self._site.stack.kafka.bootstrap_servers, "linger.ms": 0})
         topic = self._site.settings.membership_topic
-        started = time.perf_counter()
-        for n, record in enumerate(self._records):
-            if (ahead := started + n / self._rate - time.perf_counter()) > 0:
-                time.sleep(ahead)
-            producer.poll(0)
+        for record in paced(self._records, self._rate, producer):
             if self._stop.is_set():
                 break
             self.sent[record.key] = time.perf_counter()

@@ -7,7 +7,7 @@ came twice raises WrongResult.
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -118,6 +118,17 @@ class Traffic:
         return sorted(each * 1e3 for each in taken)
 
 
+def paced(records: Iterable[Published], rate: float, producer: Producer) -> Iterator[Published]:
+    """Each when its time has come, `rate` of them a second; the producer is served meanwhile."""
+    started = time.monotonic()
+    for n, record in enumerate(records):
+        # Not by the client's poll: it counts in milliseconds, and for less it comes back at once, again and again.
+        if (ahead := started + n / rate - time.monotonic()) > 0:
+            time.sleep(ahead)
+        producer.poll(0)
+        yield record
+
+
 def percentiles(latencies_ms: Sequence[float]) -> Figures:
     """latencies: sorted."""
     last = len(latencies_ms) - 1
@@ -139,12 +150,7 @@ def _send(
     producer.list_topics(topic, 10)
     pipe.send("ready")
     times: list[float] = []
-    started = time.monotonic()
-    for n, record in enumerate(records):
-        # Not by the client's poll: it counts in milliseconds, and for less it comes back at once, again and again.
-        if (ahead := started + n / rate - time.monotonic()) > 0:
-            time.sleep(ahead)
-        producer.poll(0)
+    for record in paced(records, rate, producer):
         if stop.is_set():
             break
         times.append(time.monotonic())

@@ -40,11 +40,9 @@ class Sizes:
 
 def variants(ground: Ground, sizes: Sizes) -> list[Variant]:
     found_once = cache(lambda: maximum(ground, sizes.maximum))
-    warm = cache(lambda: _warm_up(ground, sizes))
 
     def all_rates(measure: Callable[[Ground, Sizes, float, int], Figures]) -> Callable[[int], dict[str, Figures]]:
         def measured(round_: int) -> dict[str, Figures]:
-            warm()
             rates = {f"{rate:,} events/s": float(rate) for rate in sizes.rates}
             if sizes.maximum:
                 rates["70 % of the maximum"] = round(_OF_MAXIMUM * found_once(), -2)
@@ -112,4 +110,5 @@ CASE = Case(
     reference=ECHO,
     plots=("p50_ms", "p99_ms"),
     kafka_jvm=(),
+    warm_up=_warm_up,
 )  # fmt: skip

@@ -6,7 +6,7 @@ All variants of a round get the same facts; after each phase every row, and in t
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from bench.cases import ceiling
 from bench.checking import Expected, check_rows, check_topic, expected_of
@@ -73,7 +73,7 @@ def variants(ground: Ground, sizes: Sizes) -> list[Variant]:
         found.append(Variant(OWN, every(lambda load: ceiling.measure(ground, *facts(load)[:2], ceiling.own), kind)))
         for number in sizes.workers:
             name = f"end to end, {number} worker{'s' if number > 1 else ''}"
-            found.append(Variant(name, every(lambda load, number=number: end_to_end(ground, load, number), kind)))  # type: ignore[misc]  # bound at once
+            found.append(Variant(name, every(partial(end_to_end, ground, workers=number), kind)))
     return found
 
 

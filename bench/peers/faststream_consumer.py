@@ -86,7 +86,7 @@ def main(servers: str, topic: str, group: str, database_url: str) -> None:
 
     @broker.subscriber(
         topic, group_id=group, auto_offset_reset="earliest", ack_policy=AckPolicy.NACK_ON_ERROR, decoder=decoded
-    )  # type: ignore[untyped-decorator]  # as above
+    )  # type: ignore[untyped-decorator]  # untyped where the peer isn't installed
     async def handle(event: dict[str, Any]) -> None:
         async with sessions.begin() as session:
             await apply(session, event)

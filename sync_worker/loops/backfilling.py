@@ -71,10 +71,10 @@ class Backfilling:
 
     def _turn(self) -> float:
         """Take a step; how long to wait before the next one, seconds."""
-        started = time.perf_counter()
         try:
             if self._relay_is_behind():
                 return YIELD_S
+            started = time.perf_counter()
             done = backfill.step(self._open()) or release.step(self._open())
             if done is None:
                 self._forget()

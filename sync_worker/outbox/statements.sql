@@ -81,7 +81,7 @@ where xid >= pg_snapshot_xmax(seen) or xid = any(array(select pg_snapshot_xip(se
 -- As `waiting`, only whether it is more than so many rows: asked after every step of a backfill, it must not count a long outbox.
 with newest as (
   select case when published then to_snapshot else from_snapshot end as seen from sync_worker.relay_window order by number desc limit 1),
-acknowledged as materialized (select coalesce((select seen from newest), '3:3:'::pg_snapshot) as seen)
+acknowledged as (select coalesce((select seen from newest), '3:3:'::pg_snapshot) as seen)
 select count(*) > %(rows)s from (
   (select from sync_worker.outbox where xid >= pg_snapshot_xmax((select seen from acknowledged)) limit %(rows)s + 1)
   union all
