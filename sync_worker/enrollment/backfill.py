@@ -52,9 +52,11 @@ def step(session: Session, people_per_step: int = PEOPLE_PER_STEP) -> Step | Non
             session.execute(SQL["backfill_total"], scope | {"total": _count(session, scope)})
         # Read before the locks, since the course may be large. Whoever joins or leaves from now on does so by an event of its own,
         # which sees the method as it is.
-        people = [user for (user,) in session.execute(SQL["people"], scope, prepare=True, binary=True).fetchall()]
+        rows = session.execute(SQL["people"], scope, prepare=True, binary=True).fetchall()
         reach("backfill_people")
-        return _apply(session, method_id, scope, people, finished=len(people) < people_per_step)
+        people = [user for user, _ in rows]
+        known = all(has_membership for _, has_membership in rows)
+        return _apply(session, method_id, scope, people, known=known, finished=len(people) < people_per_step)
 
 
 def _count(session: Session, scope: dict[str, Any]) -> int | None:
@@ -69,7 +71,9 @@ def _count(session: Session, scope: dict[str, Any]) -> int | None:
     return total
 
 
-def _apply(session: Session, method_id: bytes, scope: dict[str, Any], people: list[bytes], *, finished: bool) -> Step:
+def _apply(
+    session: Session, method_id: bytes, scope: dict[str, Any], people: list[bytes], *, known: bool, finished: bool
+) -> Step:
     with transaction(session):
         session.execute(SQL["lock_shared"], prepare=True)
         if session.execute(SQL["backfill_take"], scope, prepare=True).fetchone() is None:
@@ -77,7 +81,7 @@ def _apply(session: Session, method_id: bytes, scope: dict[str, Any], people: li
         reach("backfill_taken")
         changes = 0
         if people:
-            session.execute(SQL["backfill_lock"], scope | {"users": uuids(people)}, prepare=True)
+            _lock(session, scope | {"users": uuids(people)}, len(people), known=known)
             reach("backfill_locked")
             pairs = {
                 "p_methods": uuids([method_id] * len(people)),
@@ -95,3 +99,12 @@ def _apply(session: Session, method_id: bytes, scope: dict[str, Any], people: li
         reach("backfill_before_commit")
     reach("backfill_after_commit")
     return Step(method_id, len(people), changes, finished)
+
+
+def _lock(session: Session, scope: dict[str, Any], people: int, *, known: bool) -> None:
+    """Lock the memberships of these people. known: each has one, unless it was erased since."""
+    if known:
+        (locked,) = cast("tuple[int]", session.execute(SQL["memberships_lock"], scope, prepare=True).fetchone())
+        if locked == people:
+            return
+    session.execute(SQL["backfill_lock"], scope, prepare=True)

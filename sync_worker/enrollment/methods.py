@@ -170,7 +170,7 @@ def _people_at_once(session: Session, before: Stored | None, event: Method, room
         session.execute(SQL["backfill_put"], method | {"version": event.version}, prepare=True)
         return []
     session.execute(SQL["backfill_done"], method, prepare=True)
-    return [user for (user,) in people]
+    return [row[0] for row in people]
 
 
 def _columns(event: Method) -> dict[str, Any]:

@@ -105,13 +105,16 @@ on conflict (method_id) do update set version = excluded.version, segment_id = e
 where m.version < excluded.version
 
 -- :name people
--- The next people whom a method touches: members of its segment, and holders of its contribution, by user id.
+-- The next people whom a method touches: members of its segment, and holders of its contribution, by user id; and whether each has a
+-- membership there, be it an ended one.
 -- Segment and course come as parameters (read with the method): joined in here, the planner sorts the whole segment for each step.
-select user_id from (
-  (select user_id from membership where segment_id = %(segment)s and user_id > %(after)s and is_member and not %(deleted)s order by user_id limit %(n)s)
-  union
-  (select user_id from enrollment where course_id = %(course)s and user_id > %(after)s and sources ? %(method)s::uuid::text order by user_id limit %(n)s)) p
-order by user_id limit %(n)s
+select user_id, bool_or(member) or exists (select from membership s where s.segment_id = %(segment)s and s.user_id = p.user_id) from (
+  (select user_id, true as member from membership where segment_id = %(segment)s and user_id > %(after)s and is_member and not %(deleted)s
+   order by user_id limit %(n)s)
+  union all
+  (select user_id, false from enrollment where course_id = %(course)s and user_id > %(after)s and sources ? %(method)s::uuid::text
+   order by user_id limit %(n)s)) p
+group by user_id order by user_id limit %(n)s
 
 -- :name members
 -- The same for a method that is new: nobody holds anything of it.
@@ -212,8 +215,13 @@ from backfill b join method m using (method_id) order by random() limit 1
 select true from backfill b join method m on m.method_id = b.method_id and m.version = b.version
 where b.method_id = %(method)s and b.version = %(version)s and b.after_user = %(after)s for update of b skip locked
 
+-- :name memberships_lock
+-- Locks these memberships in key order; how many there are.
+select count(*) from (select from membership where segment_id = %(segment)s and user_id = any(%(users)s::uuid[]) order by user_id for no key update) m
+
 -- :name backfill_lock
--- Locks the memberships of these people in key order; version 0 for who has none, so that a member being added elsewhere is waited for,
+-- The same where somebody may have none, in one pass: one lock after another, with those who have none last, two steps, or a step and a
+-- batch, could wait for one another. Takes three times as long. Version 0 for who has none, so that a member being added elsewhere is waited for,
 -- not overlooked. ON CONFLICT DO UPDATE locks the row although its WHERE lets nothing through. Who has neither a membership nor an
 -- enrollment was erased since the people were read: a row would name them again. (coalesce asks the second only where the first has no answer.)
 insert into membership as s (segment_id, user_id, is_member, version)

@@ -136,6 +136,8 @@ class Intake:
         if self._settings.group_protocol == "classic":
             # How long the partitions of a worker that was killed stand still. Compare-and-set makes a short one safe.
             config["session.timeout.ms"] = 10_000
+            # By its answer a worker learns that others join or leave; with the default of 3 s partitions on their way wait for that.
+            config["heartbeat.interval.ms"] = 500
             config["partition.assignment.strategy"] = "cooperative-sticky"
         config |= client | self._faults.config
         config |= {

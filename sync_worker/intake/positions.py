@@ -30,12 +30,10 @@ class PositionsMoved(SyncWorkerError):
 def advance(session: Session, moves: Mapping[Partition, Move]) -> None:
     """Move the positions, first thing in a transaction. Raises PositionsMoved where one is not what it should be."""
     ordered = sorted(moves)
-    keys = _keys(ordered)
-    session.execute(SQL["positions_lock"], keys, prepare=True)
     moved = session.execute(
         SQL["positions_move"],
         {
-            **keys,
+            **_keys(ordered),
             "befores": [moves[partition].before for partition in ordered],
             "afters": [moves[partition].after for partition in ordered],
         },

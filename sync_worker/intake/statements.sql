@@ -1,15 +1,14 @@
 -- Positions of input partitions, kept where their effects are (design §4), and the records that can't be applied.
 
--- :name positions_lock
--- In key order, in a statement of its own: two workers that both believe to own partitions wait for one another, they don't deadlock.
-select topic, partition, next_offset from position
-where (topic, partition) in (select * from unnest(%(topics)s::text[], %(partitions)s::int[])) order by topic, partition for update
-
 -- :name positions_move
--- Compare and set, on rows locked before. Idempotent: where the position is another, nothing moves and the count says so.
-update position p set next_offset = i.after, updated_at = now()
-from unnest(%(topics)s::text[], %(partitions)s::int[], %(befores)s::bigint[], %(afters)s::bigint[]) i(topic, partition, before, after)
-where p.topic = i.topic and p.partition = i.partition and p.next_offset = i.before
+-- Compare and set. Idempotent: where the position is another, nothing moves and the count says so. Locked in key order, whatever the join
+-- does: two workers that both believe to own partitions wait for one another, they don't deadlock. Who waited compares with what came of it.
+with held as materialized (
+  select i.topic, i.partition, i.before, i.after
+  from unnest(%(topics)s::text[], %(partitions)s::int[], %(befores)s::bigint[], %(afters)s::bigint[]) i(topic, partition, before, after)
+  join position q on q.topic = i.topic and q.partition = i.partition order by 1, 2 for update of q)
+update position p set next_offset = held.after, updated_at = now()
+from held where p.topic = held.topic and p.partition = held.partition and p.next_offset = held.before
 
 -- :name positions
 select topic, partition, next_offset from position

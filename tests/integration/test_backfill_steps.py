@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from sync_worker.database.sessions import DataRejected
 from tests.model.events import Event, MethodChanged
 from tests.support.check import assert_rows_equal_model
 from tests.support.facts import member, method, new_id
@@ -44,7 +45,8 @@ def in_course(site: Site, course: str) -> dict[str, dict[str, object]]:
 
 # ── a step beside a batch ──────────────────────────────────────────────────────────────────────────────────
 
-NO_LOCK = {"backfill_lock": "select 1"}
+NO_LOCK = {"memberships_lock": "select cardinality(%(users)s::uuid[])", "backfill_lock": "select 1"}
+NO_PLACES = {"backfill_lock": "select 1 / 0"}
 
 
 def _added_elsewhere(site: Site, writer: MakeWriter, step_of: Writer) -> list[Sequence[Event]]:
@@ -100,6 +102,12 @@ def test_without_the_membership_locks_a_backfill_step_would_overlook_a_member_wh
     batches = beside(site, writer, writer(instead=NO_LOCK))
     with pytest.raises(AssertionError, match="1 rows differ"):
         assert_ends_as(site, *batches)
+
+
+def test_a_step_makes_places_to_lock_only_where_somebody_has_no_membership(site: Site, writer: MakeWriter) -> None:
+    assert_ends_as(site, *_removed_elsewhere(site, writer, writer(instead=NO_PLACES)))
+    with pytest.raises(DataRejected, match="division by zero"):
+        _added_elsewhere(site, writer, writer(instead=NO_PLACES))
 
 
 def test_a_batch_waits_for_the_backfill_step_that_holds_its_people(site: Site, writer: MakeWriter) -> None:

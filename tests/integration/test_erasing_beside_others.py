@@ -143,6 +143,24 @@ def test_a_step_that_made_a_place_to_lock_for_everybody_would_name_the_person_ag
     assert set(tables_naming(site, user)) == {"outbox", "membership"}
 
 
+def test_a_step_that_had_read_a_member_before_goes_on_with_the_others(site: Site, writer: MakeWriter) -> None:
+    hidden = method(segment := new_id(), course := new_id(), visible=False)
+    step, eraser = writer(), writer()
+    step.batch(hidden)
+    step.batch(member(segment, user := new_id(), 1), member(segment, other := new_id(), 1))
+    opened = method(segment, course, method_id=hidden.method_id, version=2)
+    step.start(lambda session: change_method_in_steps(session, opened)).result(WAIT_S)
+    running = step.start_step(stop_before="lock_shared")
+    step.wait_until_stopped()
+    eraser.start(erasing(user)).result(WAIT_S)
+    step.go_on()
+    running.result(WAIT_S)
+    step.finish_backfills()
+    assert tables_naming(site, user) == {}
+    assert [where for where, _ in site.enrollments()] == [course]
+    assert [who for _, who in site.enrollments()] == [other]
+
+
 def test_a_backfill_that_has_come_to_exactly_this_person_begins_anew(site: Site, writer: MakeWriter) -> None:
     enabled = method(segment := new_id(), course := new_id())
     users = sorted(new_id() for _ in range(5))

@@ -23,7 +23,7 @@ from sync_worker.outbox.windows import SQL as OUTBOX
 HOT = [
     *(("enrollment", name) for name in (
         "survey", "memberships", "memberships_judged", "sources", "sources_judged", "suspensions_judged",
-        "converge", "people", "members", "backfill_lock", "methods_before",
+        "converge", "people", "members", "memberships_lock", "backfill_lock", "methods_before",
     )),
     *(("breaker", name) for name in (
         "hold_lock", "hold_mark", "removals_count", "removals_window", "release_people", "release_lock", "release_unmark",
@@ -32,7 +32,7 @@ HOT = [
         "members", "sources", "rows", "differences", "malformed", "strip", "hand_made_clear", "versions_behind",
         "lock_memberships", "lock_sources", "source_facts", "unlock_memberships", "unlock_sources",
     )),
-    *(("intake", name) for name in ("positions_lock", "positions_move", "positions")),
+    *(("intake", name) for name in ("positions_move", "positions")),
 ]  # fmt: skip
 STATEMENTS = {"enrollment": ENROLLMENT, "breaker": BREAKER, "reconcile": RECONCILE, "intake": INTAKE, "outbox": OUTBOX}
 TYPES = {

@@ -47,7 +47,7 @@ def _no_compare_and_set() -> None:
     """Positions are set, whatever they are."""
     from sync_worker.intake import positions  # noqa: PLC0415 - as above
 
-    _replace(positions.SQL, "positions_move", "and p.next_offset = i.before", "")
+    _replace(positions.SQL, "positions_move", "and p.next_offset = held.before", "")
 
 
 def _end_of_partition_ignored() -> None:
@@ -85,6 +85,7 @@ def _memberships_not_locked_in_backfills() -> None:
     """A backfill step doesn't wait for a member who is being added."""
     from sync_worker.enrollment import apply  # noqa: PLC0415 - as above
 
+    cast("Any", apply.SQL)["memberships_lock"] = "select cardinality(%(users)s::uuid[])"
     cast("Any", apply.SQL)["backfill_lock"] = "select %(segment)s::uuid, %(users)s::uuid[]"
 
 
