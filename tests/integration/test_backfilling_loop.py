@@ -71,11 +71,11 @@ def test_the_next_step_waits_until_the_relay_has_little_left(
     one = writer()
     two_backfills(one)
     with looping(site):
-        wait_for(lambda: changed(site) == MEMBERS, timeout_s=30, what="the first step")
+        wait_for(lambda: changed(site) == MEMBERS, timeout_s=90, what="the first step")
         time.sleep(1.0)  # a step takes a tenth of it
         assert changed(site) == MEMBERS, "the outbox holds more than it may"
         one.execute("update relay_window set to_snapshot = pg_current_snapshot()")
-        wait_for(lambda: changed(site) == 2 * MEMBERS, timeout_s=30, what="the second step")
+        wait_for(lambda: changed(site) == 2 * MEMBERS, timeout_s=90, what="the second step")
 
 
 def test_where_nothing_is_published_people_get_what_they_are_to_have_all_the_same(
@@ -84,7 +84,7 @@ def test_where_nothing_is_published_people_get_what_they_are_to_have_all_the_sam
     monkeypatch.setattr(backfilling, "MOST_UNPUBLISHED", 0)
     two_backfills(writer())
     with looping(site):
-        wait_for(lambda: changed(site) == 2 * MEMBERS, timeout_s=30, what="both steps")
+        wait_for(lambda: changed(site) == 2 * MEMBERS, timeout_s=90, what="both steps")
     (row,) = site.query("select count(*) as waiting from backfill")
     assert row["waiting"] == 0
 

@@ -155,7 +155,7 @@ def test_workers_of_both_versions_go_on_side_by_side_between_the_halves(
 
     site.program = present
     refused = site.start_worker()
-    assert refused.wait(30) == 1
+    assert refused.wait(90) == 1
     assert f"at revision {POST}, which this version of the worker does not know" in refused.log()
     assert "install a newer worker" in refused.log()
 
@@ -163,7 +163,7 @@ def test_workers_of_both_versions_go_on_side_by_side_between_the_halves(
 def test_the_next_version_does_not_start_before_its_pre_half(site: Site, following: Sequence[str]) -> None:
     site.program = following
     refused = site.start_worker()
-    assert refused.wait(30) == 1
+    assert refused.wait(90) == 1
     assert f"is at revision 0002, this worker needs {PRE}: run `sync-worker migrate`" in refused.log()
 
 

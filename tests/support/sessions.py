@@ -26,7 +26,7 @@ from tests.support.facts import facts_of
 from tests.support.site import Site, wait_for
 
 _T = TypeVar("_T")
-WAIT_S = 30.0
+WAIT_S = 55.0
 SQL = APPLY | BREAKER
 
 
