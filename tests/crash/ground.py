@@ -27,6 +27,9 @@ from tests.support.site import Site, WorkerProcess, wait_for
 
 KILLED = 137
 DEADLINE_S = 180.0
+# For how long a worker is frozen at most. The group waits a minute for a member that froze in the middle of a rebalance.
+FROZEN_S = 75.0
+FREEZES = 3
 ROUNDS = 200  # of traffic, a second each, until a place must have been reached
 # A method over more people than are changed at once, so that it is applied in steps.
 CROWD = 1_100
@@ -50,6 +53,7 @@ class Ground:
         self._events: list[Event] = []
         self._garbage: list[bytes] = []
         self._versions: dict[tuple[str, str], int] = {}
+        self._freezes_in_vain = 0
         self._courses = [self._id() for _ in range(3)]
         self._users = [self._id() for _ in range(40)]
         self._segments = [self._id() for _ in range(3)]
@@ -155,10 +159,13 @@ class Ground:
             group = self.site.settings.consumer_group
             others = sum(other.process.poll() is None for other in self.site.workers) - 1
             wait_for(
-                lambda: len(self._broker.members(group)) <= others, DEADLINE_S, "the group to give the frozen worker up"
+                lambda: len(self._broker.members(group)) <= others, FROZEN_S, "the group to give the frozen worker up"
             )
         except AssertionError as limit:
-            raise NotReached(str(limit)) from limit
+            # On a busy machine members that are alive are thrown out and come again as others: once more, with another traffic.
+            self._freezes_in_vain += 1
+            if self._freezes_in_vain == FREEZES:
+                raise NotReached(f"{limit}, {FREEZES} times") from limit
         finally:
             worker.signal(signal.SIGCONT)
 
