@@ -153,10 +153,10 @@ class Intake:
             # A partition that a topic got later is noticed within this time.
             "topic.metadata.refresh.interval.ms": 30_000,
             # Per partition, fetched ahead of what is applied; the defaults of 100,000 records and 64 MB each are memory for nothing, and a
-            # megabyte at once is thousands of records. What is fetched ahead is looked at again after 20 ms, not after a second: by then
+            # megabyte at once is 6,000 of them. What is fetched ahead is looked at again after 20 ms, not after a second: by then
             # a partition would have run dry. A larger record is fetched all the same.
             "queued.min.messages": 5_000,
-            "fetch.message.max.bytes": 262_144,
+            "fetch.message.max.bytes": 524_288,
             "queued.max.messages.kbytes": 16_384,
             "fetch.queue.backoff.ms": 20,
             "fetch.wait.max.ms": 100,
