@@ -220,10 +220,10 @@ where b.method_id = %(method)s and b.version = %(version)s and b.after_user = %(
 select count(*) from (select from membership where segment_id = %(segment)s and user_id = any(%(users)s::uuid[]) order by user_id for no key update) m
 
 -- :name backfill_lock
--- The same where somebody may have none, in one pass: one lock after another, with those who have none last, two steps, or a step and a
--- batch, could wait for one another. Takes three times as long. Version 0 for who has none, so that a member being added elsewhere is waited for,
+-- The same where somebody may have none, at three times the cost: version 0 for them, so that a member being added elsewhere is waited for,
 -- not overlooked. ON CONFLICT DO UPDATE locks the row although its WHERE lets nothing through. Who has neither a membership nor an
 -- enrollment was erased since the people were read: a row would name them again. (coalesce asks the second only where the first has no answer.)
+-- One pass for all: were those who have none locked last, two steps, or a step and a batch, could wait for one another.
 insert into membership as s (segment_id, user_id, is_member, version)
 select %(segment)s::uuid, u, false, 0 from unnest(%(users)s::uuid[]) u
 where coalesce((select true from membership m where m.segment_id = %(segment)s and m.user_id = u),

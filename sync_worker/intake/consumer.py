@@ -15,6 +15,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from sync_worker.errors import FatalError
 from sync_worker.events import Partition
 from sync_worker.failpoints import reach
+from sync_worker.intake.client import consumer_properties
 from sync_worker.intake.decoding import Decoder
 from sync_worker.intake.gathering import Gathering, Lane
 from sync_worker.intake.handoff import Committed, Establish, Established, Handoff
@@ -73,9 +74,9 @@ class Intake:
         self._health = health
         self._metrics = metrics
         self._stop = stop
-        self._logger = logger
         self._clock = clock
         self._faults = KafkaFaults(settings.kafka_bootstrap_servers)
+        self._callbacks = self._faults.config | ({} if logger is None else {"logger": logger})
         guard = RejectionGuard() if settings.rejection_pause else None
         # For other threads to read: the partitions whose records this worker takes.
         self.partitions: frozenset[Partition] = frozenset()
@@ -97,7 +98,7 @@ class Intake:
     def run(self) -> None:
         dead = 0
         while not self._stop.is_set():
-            consumer = Consumer(self._config())
+            consumer = Consumer(consumer_properties(self._settings) | self._callbacks)
             started = self._clock()
             try:
                 consumer.subscribe(
@@ -126,45 +127,6 @@ class Intake:
                 self._paused, self._full_since = False, None
                 self._still = frozenset()
                 consumer.close()
-
-    def _config(self) -> dict[str, Any]:
-        # The group waits this long for a member that froze in the middle of a rebalance; the default of five minutes is for consumers
-        # that process between two polls. This one polls every second, or waits for half of the drain limit to give up partitions.
-        client = self._settings.kafka_client_config()
-        patience_ms = max(60_000, int(self._settings.drain_timeout_s * 1000), int(client.get("session.timeout.ms", 0)))
-        config: dict[str, Any] = {"max.poll.interval.ms": patience_ms}
-        if self._settings.group_protocol == "classic":
-            # How long the partitions of a worker that was killed stand still. Compare-and-set makes a short one safe.
-            config["session.timeout.ms"] = 10_000
-            # By its answer a worker learns that others join or leave; with the default of 3 s partitions on their way wait for that.
-            config["heartbeat.interval.ms"] = 500
-            config["partition.assignment.strategy"] = "cooperative-sticky"
-        config |= client | self._faults.config
-        config |= {
-            "group.id": self._settings.consumer_group,
-            "group.protocol": self._settings.group_protocol,
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
-            # A position outside of the topic is never a reason to skip (design §4).
-            "auto.offset.reset": "error",
-            # Control records move the end of a partition without a record to apply.
-            "enable.partition.eof": True,
-            "isolation.level": "read_committed",
-            # A partition that a topic got later is noticed within this time.
-            "topic.metadata.refresh.interval.ms": 30_000,
-            # Per partition, fetched ahead of what is applied; the defaults of 100,000 records and 64 MB each are memory for nothing, and a
-            # megabyte at once is 6,000 of them. What is fetched ahead is looked at again after 20 ms, not after a second: by then
-            # a partition would have run dry. A larger record is fetched all the same.
-            "queued.min.messages": 5_000,
-            "fetch.message.max.bytes": 524_288,
-            "queued.max.messages.kbytes": 16_384,
-            "fetch.queue.backoff.ms": 20,
-            "fetch.wait.max.ms": 100,
-            "fetch.error.backoff.ms": 50,
-        }
-        if self._logger is not None:
-            config["logger"] = self._logger
-        return config
 
     # one turn of the loop
 
