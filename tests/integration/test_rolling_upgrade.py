@@ -140,9 +140,15 @@ def test_workers_of_both_versions_go_on_side_by_side_between_the_halves(
     new = site.start_worker()
     wait_for(is_at_work(new), what="the next version taking partitions")
     wait_for(is_at_work(old[0]), what="this version taking partitions again")
-    traffic.send()
-    site.wait_settled()
-    assert {row["written_by"] for row in site.query("select distinct written_by from membership")} == {"this", "next"}
+
+    # Which of them has partitions at this moment is the group's affair: sooner or later both have written.
+    def both_wrote() -> bool:
+        traffic.send()
+        site.wait_settled()
+        written_by = {row["written_by"] for row in site.query("select distinct written_by from membership")}
+        return written_by == {"this", "next"}
+
+    wait_for(both_wrote, what="rows written by both versions")
     assert assert_site_equals_model(site, traffic.model) > 0
 
     for worker in old:
