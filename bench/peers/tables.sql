@@ -15,3 +15,6 @@ begin
   end if;
   return (select count(*) from peer.raw);
 end $$;
+-- Debezium's sink could make its table too, as its kind of database would have it.
+create table peer.raw_bytes (__connect_topic text, __connect_partition int, __connect_offset bigint, value bytea not null,
+  primary key (__connect_topic, __connect_partition, __connect_offset));
