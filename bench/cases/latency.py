@@ -67,7 +67,7 @@ def _worker(ground: Ground, sizes: Sizes, rate: float, round_: int) -> Figures:
         site.start_workers(1)
         wait_for(lambda: site.applied() >= len(load.method_events), "the methods are applied")
         route = Route(site.stack.kafka.bootstrap_servers, site.settings.membership_topic, user_of_change)
-        found = _timed(site.changes_reader(), route, records["adds"], rate, sizes.settling)
+        found = timed_traffic(site.changes_reader(), route, records["adds"], rate, sizes.settling)
         check_rows(site, expected["adds"], "adds")
         check_topic(site, expected["adds"])
     return found
@@ -79,10 +79,13 @@ def _echo(ground: Ground, sizes: Sizes, rate: float, round_: int) -> Figures:
         servers, settings = site.stack.kafka.bootstrap_servers, site.settings
         with echo(servers, settings.membership_topic, settings.changes_topic, site.name):
             route = Route(servers, settings.membership_topic, lambda message: bytes(message.key() or b""))
-            return _timed(site.changes_reader(), route, records["adds"], rate, sizes.settling)
+            return timed_traffic(site.changes_reader(), route, records["adds"], rate, sizes.settling)
 
 
-def _timed(reader: ChangesReader, route: Route, records: list[Published], rate: float, warm_up_s: float) -> Figures:
+def timed_traffic(
+    reader: ChangesReader, route: Route, records: list[Published], rate: float, warm_up_s: float
+) -> Figures:
+    """Latencies of all records but those of the first seconds, and the rate that came of it."""
     traffic = Traffic(route, records, rate, reader)
     try:
         with traffic.running():

@@ -45,9 +45,9 @@ def _working(ground: Ground, events: int, round_: int, rows: int) -> dict[str, F
             fill_rows(site, rows)
         flow = Flow(site, load, 1)
         try:
-            with _sampled(site) as rest:
+            with sampled(site) as rest:
                 time.sleep(_RESTS_S)
-            with _sampled(site) as full:
+            with sampled(site) as full:
                 flow.run(records["adds"], expected["adds"].changes)
         finally:
             flow.close()
@@ -63,7 +63,7 @@ def _catching_up(ground: Ground, backlog: int, round_: int) -> dict[str, Figures
         site.stop_worker()
         site.publish(site.settings.membership_topic, records["adds"])
         site.spawn_worker()
-        with _sampled(site) as catching_up:
+        with sampled(site) as catching_up:
             wait_for(lambda: site.applied() >= len(load.method_events) + backlog, "the backlog is applied")
             check_topic(site, expected["adds"], decoded=False)
         check_rows(site, expected["adds"], "adds")
@@ -71,7 +71,7 @@ def _catching_up(ground: Ground, backlog: int, round_: int) -> dict[str, Figures
 
 
 @contextmanager
-def _sampled(site: BenchSite) -> Iterator[Callable[[], Figures]]:
+def sampled(site: BenchSite) -> Iterator[Callable[[], Figures]]:
     """What the workers take while the block lasts; asked after it."""
     (pid,) = site.pids
     process, samples, done = psutil.Process(pid), [], threading.Event()
