@@ -194,8 +194,15 @@ def relay_session(url: str) -> Session:
 
 
 def watch_session(url: str) -> Session:
-    """A session for short questions now and then."""
-    return _with_settings(connect(url, "watch"), {"search_path": "sync_worker,pg_temp", "statement_timeout": "5s"})
+    """A session for short questions now and then.
+
+    What it counts are few rows of large tables, each by an index of its own; a restored database, which has no statistics
+    yet, would read the tables instead, every few seconds and for each worker.
+    """
+    return _with_settings(
+        connect(url, "watch"),
+        {"search_path": "sync_worker,pg_temp", "enable_seqscan": "off", "jit": "off", "statement_timeout": "5s"},
+    )
 
 
 def _with_settings(session: Session, settings: dict[str, str]) -> Session:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sync_worker.database import arrays
-from sync_worker.database.sessions import Session, apply_session, relay_session
+from sync_worker.database.sessions import Session, apply_session, relay_session, watch_session
 from sync_worker.enrollment.apply import SQL as ENROLLMENT
 from sync_worker.enrollment.breaker import SQL as BREAKER
 from sync_worker.enrollment.reconcile import SQL as RECONCILE
@@ -138,3 +138,18 @@ def test_the_relay_reads_a_window_by_the_index_on_xid(database_url: str) -> None
         assert node.get("Index Name", "outbox_xid") == "outbox_xid"
         assert node["Node Type"] != "Seq Scan"
     session.close()
+
+
+@pytest.mark.parametrize(
+    "analyze_when_empty", [False, True], ids=["without statistics", "with statistics of empty tables"]
+)
+@pytest.mark.parametrize(("room", "name"), [("breaker", "held"), ("outbox", "waiting")])
+def test_what_each_worker_asks_every_few_seconds_reads_no_table(
+    session: Session, database_url: str, room: str, name: str, analyze_when_empty: bool
+) -> None:
+    fill(session, analyze_when_empty=analyze_when_empty)
+    with watch_session(database_url) as watch:
+        nodes = plan_of(watch, STATEMENTS[room][name])
+    read_whole = [node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"]
+    # These have a row for each hold and for each window.
+    assert set(read_whole) <= {"removal_hold", "relay_window"}
