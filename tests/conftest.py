@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 
 from devstack import Stack
+from tests.support.databases import copy_database, drop_database
 from tests.support.site import Site
 
 # The machines are shared: a test may be slow without being wrong.
@@ -54,8 +55,8 @@ def template(stack: Stack) -> str:
 def database_url(stack: Stack, template: str) -> Iterator[str]:
     """A migrated database of this test's own."""
     name = f"test_{uuid4().hex[:12]}"
-    yield stack.postgres.create_database(name, template=template)
-    stack.postgres.drop_database(name)
+    yield copy_database(stack, name, template)
+    drop_database(stack, name)
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def make_site(stack: Stack, template: str, tmp_path: Path) -> Iterator[Callable[
         name = f"site_{uuid4().hex[:12]}"
         directory = tmp_path / name
         directory.mkdir()
-        url = stack.postgres.create_database(name, template=template)
+        url = copy_database(stack, name, template)
         site = Site(stack, url, directory, {f"SYNC_WORKER_{key.upper()}": value for key, value in settings.items()})
         sites.append((site, name))
         if topics:
@@ -77,7 +78,7 @@ def make_site(stack: Stack, template: str, tmp_path: Path) -> Iterator[Callable[
     yield make
     for site, name in sites:
         site.close()
-        stack.postgres.drop_database(name)
+        drop_database(stack, name)
 
 
 @pytest.fixture

@@ -31,20 +31,21 @@ from tests.model.events import Event, MembershipChanged
 from tests.model.model import Model
 from tests.model.traffic import random_history
 from tests.support.check import ABSENT, assert_rows_equal_model, state_of
+from tests.support.kafka import wait_until_ended
 from tests.support.site import Site, wait_for
 from tests.support.wire import SCHEMAS, prefix
 
 MEMBERSHIP_EVENTS = int(os.environ.get("SYNC_WORKER_ACCEPTANCE_EVENTS", "10000"))
 WHOLE = MEMBERSHIP_EVENTS >= 200_000
 SEGMENTS, METHODS_PER_SEGMENT = 100, 5
-KILL_EVERY_S = 3.0
+KILL_EVERY_S = 5.0
 PORTIONS = 8 if WHOLE else 4
-SETTLE_TIMEOUT_S = 900.0 if WHOLE else 120.0
-# A dead member holds up its group for the length of a session, and the default is 45 s.
-SESSION_S = 1.0
+SETTLE_TIMEOUT_S = 900.0 if WHOLE else 240.0
+# A dead member holds up its group for the length of a session. With a shorter one, a busy machine loses members that are alive.
+SESSION_S = 3.0
 FACTS = ("membership", "method", "source", "enrollment")
 
-pytestmark = pytest.mark.timeout(3600 if WHOLE else 300)
+pytestmark = pytest.mark.timeout(3600 if WHOLE else 1200)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def model(history: list[Event]) -> Model:
 def busy_site(stack: Stack, tmp_path: Path) -> Iterator[Site]:
     url = stack.postgres.create_database(f"acceptance_{uuid4().hex[:8]}")
     migrate(url)
-    properties = {"session.timeout.ms": int(SESSION_S * 1000), "heartbeat.interval.ms": int(SESSION_S * 200)}
+    properties = {"session.timeout.ms": int(SESSION_S * 1000), "heartbeat.interval.ms": int(SESSION_S * 150)}
     site = Site(stack, url, tmp_path, {"SYNC_WORKER_KAFKA_PROPERTIES": json.dumps(properties)})
     site.create_topics(6)
     yield site
@@ -108,7 +109,7 @@ def test_the_same_holds_while_a_random_worker_is_killed_every_few_seconds(
         for portion in portions_of(history, PORTIONS):
             busy_site.produce(portion)
             seen = len(kills)
-            wait_for(lambda seen=seen: len(kills) > seen, 60, "a kill")  # type: ignore[misc]  # bound at once
+            wait_for(lambda seen=seen: len(kills) > seen, 180, "a kill")  # type: ignore[misc]  # bound at once
         if WHOLE:
             busy_site.wait_settled(SETTLE_TIMEOUT_S)
     busy_site.wait_settled(SETTLE_TIMEOUT_S)
@@ -122,7 +123,7 @@ def test_the_same_holds_while_a_random_worker_is_killed_every_few_seconds(
 
 def test_a_relay_killed_between_kafkas_commit_and_its_own_mark_leaves_nothing_to_wait_for(busy_site: Site) -> None:
     busy_site.produce(random_history(4, events=200, segments=2, users=20, methods_per_segment=1, courses=2))
-    assert busy_site.start_worker(failpoints="relay_committed=exit").wait() == KILLED
+    assert busy_site.start_worker(failpoints="relay_committed=exit").wait(SETTLE_TIMEOUT_S) == KILLED
     busy_site.start_worker()
     busy_site.wait_settled()
     assert_each_change_once(busy_site)
@@ -196,12 +197,12 @@ def set_positions_back(site: Site) -> None:
     # The broker refuses while it still counts somebody as a member: the killed ones, for a session's length.
     empty = admin.describe_consumer_groups([group.group_id])[group.group_id]
     wait_for(
-        lambda: not admin.describe_consumer_groups([group.group_id])[group.group_id].result(10).members,
-        30,
+        lambda: not admin.describe_consumer_groups([group.group_id])[group.group_id].result(60).members,
+        120,
         "an empty group",
     )
-    assert empty.result(10).group_id == group.group_id
-    altered = admin.alter_consumer_group_offsets([group])[group.group_id].result(10)
+    assert empty.result(60).group_id == group.group_id
+    altered = admin.alter_consumer_group_offsets([group])[group.group_id].result(60)
     assert all(where.error is None for where in altered.topic_partitions)
 
 
@@ -306,7 +307,8 @@ def change_records(site: Site) -> Iterator[tuple[int, bytes, bytes]]:
         }
     )
     try:
-        unfinished = set(consumer.list_topics(topic, 10).topics[topic].partitions)
+        unfinished = set(consumer.list_topics(topic, 60).topics[topic].partitions)
+        wait_until_ended(site.stack.kafka.bootstrap_servers, topic, unfinished)
         consumer.assign([TopicPartition(topic, partition, 0) for partition in unfinished])
         while unfinished:
             for message in consumer.consume(10_000, 0.5):

@@ -10,12 +10,16 @@ import os
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from tests.support.check import assert_changes_are_a_chain
 from tests.support.facts import AT, member, method, new_id
 from tests.support.site import Site, wait_for
 
 MEMBERS = int(os.environ.get("SYNC_WORKER_ACCEPTANCE_MEMBERS", "20000"))
 DEADLINE_S = 300.0
+
+pytestmark = pytest.mark.timeout(1500)
 
 
 def _holds(site: Site) -> list[dict[str, Any]]:
@@ -42,14 +46,24 @@ def test_a_segment_emptied_by_mistake_keeps_its_members_until_somebody_decides(s
     site.produce([replace(member(segment, user, 2, is_member=False), occurred_at=AT) for user in users])
     wait_for(lambda: site.query("select 1 from removal_count"), DEADLINE_S, "the first removals")
     workers[0].kill()
+    applying = (
+        "select from pg_stat_activity where datname = current_database() and application_name = 'sync-worker apply'"
+    )
+    wait_for(lambda: len(site.query(applying)) <= 1, what="the end of its session")
+    # Was it the one to say so, it may have died with the word on its lips.
+    perhaps_unsaid = bool(site.query("select from removal_hold"))
     site.wait_settled(DEADLINE_S)
     (hold,) = _holds(site)
     assert hold["segment_id"] == segment
     assert hold["members"] == MEMBERS
     assert hold["removed"] <= MEMBERS // 2
     assert hold["held"] == MEMBERS - hold["removed"] == _enrolled(site, course)
-    (said,) = [line for worker in workers for line in worker.events("segment_held")]
-    assert said["segment_id"] == segment
+
+    def said() -> list[str]:
+        return [line["segment_id"] for worker in workers for line in worker.events("segment_held")]
+
+    wait_for(lambda: said() or perhaps_unsaid, what="the word of it")
+    assert said() in ([[segment], []] if perhaps_unsaid else [[segment]])
 
     # Mended: some are members again. Those who were held never lost anything, and nothing is published for them.
     held = [

@@ -27,7 +27,7 @@ def echo_url() -> Iterator[str]:
         thread = threading.Thread(target=serve)
         thread.start()
         yield f"postgresql://somebody@127.0.0.1:{listener.getsockname()[1]}/x"
-        thread.join(30)
+        thread.join(60)
 
 
 def test_bytes_come_back_unchanged_and_not_earlier_than_twice_the_one_way_time(echo_url: str) -> None:

@@ -15,6 +15,8 @@ from sync_worker.loops import checkpoint
 def test_a_batch_that_is_applied_in_two_transactions_is_too_much(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # The process may stand still in the middle of a transaction.
+    monkeypatch.setattr("sync_worker.database.sessions.IDLE_IN_TRANSACTION_TIMEOUT_S", 120)
     whole = checkpoint.commit
 
     def by_halves(

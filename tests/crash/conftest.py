@@ -15,12 +15,12 @@ GROUPS = {
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "1000",
     "group.consumer.min.session.timeout.ms": "1000",
-    "group.consumer.session.timeout.ms": "3000",
+    "group.consumer.session.timeout.ms": "4000",
     "group.consumer.min.heartbeat.interval.ms": "500",
     "group.consumer.heartbeat.interval.ms": "1000",
 }
 # For the classic protocol, where the member says it. Much shorter, and a busy machine throws out members that are alive.
-SHORT_SESSION = json.dumps({"session.timeout.ms": "3000", "heartbeat.interval.ms": "500"})
+SHORT_SESSION = json.dumps({"session.timeout.ms": "4000", "heartbeat.interval.ms": "500"})
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from uuid import UUID
 from sync_worker.database import arrays
 from sync_worker.database.sessions import apply_session
 from sync_worker.enrollment import breaker, release
+from sync_worker.errors import RetryableError
 from sync_worker.kafka.broker import Broker
 from tests.crash.places import AT_ONCE, PLACES, How
 from tests.model.events import Event, MembershipChanged, MethodChanged
@@ -143,6 +144,8 @@ class Ground:
         """End every hold there is; their releases are for workers to take. False where there was none."""
         with apply_session(self.site.database_url, "test") as session:
             arrays.register(session)
+            # A worker that holds a hold's rows is waited for; the command would have to be run again.
+            session.execute("set lock_timeout = '60s'; set idle_in_transaction_session_timeout = '120s'")
             held = [hold.segment_id for hold in breaker.holds(session)]
             for segment in held:
                 assert release.end_hold(session, segment, "test") is not None
@@ -156,11 +159,8 @@ class Ground:
             return
         worker.signal(signal.SIGSTOP)
         try:
-            group = self.site.settings.consumer_group
             others = sum(other.process.poll() is None for other in self.site.workers) - 1
-            wait_for(
-                lambda: len(self._broker.members(group)) <= others, FROZEN_S, "the group to give the frozen worker up"
-            )
+            wait_for(lambda: self._has_members(others), FROZEN_S, "the group to give the frozen worker up")
         except AssertionError as limit:
             # On a busy machine members that are alive are thrown out and come again as others: once more, with another traffic.
             self._freezes_in_vain += 1
@@ -168,6 +168,12 @@ class Ground:
                 raise NotReached(f"{limit}, {FREEZES} times") from limit
         finally:
             worker.signal(signal.SIGCONT)
+
+    def _has_members(self, at_most: int) -> bool:
+        try:
+            return len(self._broker.members(self.site.settings.consumer_group)) <= at_most
+        except RetryableError:  # no answer in time
+            return False
 
     def _joins(self, segment: str, user: str) -> MembershipChanged:
         return member(segment, user, self._next(segment, user))

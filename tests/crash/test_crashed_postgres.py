@@ -18,6 +18,8 @@ from tests.support.sessions import Writer
 from tests.support.site import Site, wait_for
 
 BURNT = 500
+# Several crashes and recoveries, and what is waited for after each.
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture
@@ -97,7 +99,7 @@ def test_a_transaction_that_an_immediate_shutdown_cut_off_after_a_window_is_neit
         wait_for(lambda: len(site.changes()) == 20, what="the window")
         _crash(stack)
     site.produce(people[20:])
-    site.wait_settled(90)
+    site.wait_settled()
     assert assert_changes_are_a_chain(site) == 30
     model = Model()
     model.apply_batch([enabled])
@@ -123,11 +125,11 @@ def test_a_commit_that_happened_though_the_connection_was_cut_in_the_middle_of_i
         )
         return len(site.query("select from enrollment where status = 'ACTIVE'")) == 5
 
-    wait_for(cut_a_waiting_commit, 90, "the commits")
+    wait_for(cut_a_waiting_commit, what="the commits")
     with psycopg.connect(site.stack.postgres.url(), autocommit=True) as owner:
         owner.execute("alter system reset synchronous_standby_names")
         owner.execute("select pg_reload_conf()")
-    site.wait_settled(90)
+    site.wait_settled()
     assert cut >= 2  # of the method and of the members
     assert assert_changes_are_a_chain(site) == 5
 
@@ -141,7 +143,7 @@ def test_a_worker_outlives_immediate_shutdowns_under_load(stack: Stack, site: Si
         site.produce(history[n * 500 : (n + 1) * 500])
         wait_for(lambda: len(site.changes()) > before, what="progress")  # noqa: B023 - called at once
         _crash(stack)
-    site.wait_settled(90)
+    site.wait_settled()
     model = Model()
     model.apply_batch(history)
     assert_site_equals_model(site, model)

@@ -27,8 +27,22 @@ from tests.support.went_back import (
     make_topic_anew,
 )
 
-DEADLINE_S = 90.0
+DEADLINE_S = 150.0
+# Servers made and started, and one worker after the other.
+pytestmark = pytest.mark.timeout(900)
 MakeServer = Callable[[str], Server]
+
+
+@pytest.fixture
+def log_is_kept(stack: Stack) -> Iterator[None]:
+    """What a restored server reads of the log stays, also where a checkpoint comes meanwhile."""
+    with psycopg.connect(stack.postgres.url(), autocommit=True) as owner:
+        owner.execute("alter system set wal_keep_size = '1GB'")
+        owner.execute("select pg_reload_conf()")
+    yield
+    with psycopg.connect(stack.postgres.url(), autocommit=True) as owner:
+        owner.execute("alter system reset wal_keep_size")
+        owner.execute("select pg_reload_conf()")
 
 
 @pytest.fixture
@@ -186,6 +200,7 @@ def _disconnect(standby: Server) -> None:
         owner.execute("select pg_reload_conf()")
 
 
+@pytest.mark.usefixtures("log_is_kept")
 def test_a_base_backup_restored_to_a_point_in_time(
     story: Callable[[int], Story], stack: Stack, server: MakeServer
 ) -> None:

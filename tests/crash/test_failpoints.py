@@ -11,6 +11,8 @@ from tests.crash.ground import SETTINGS, Ground
 from tests.crash.places import PLACES, in_the_code
 from tests.support.site import Site
 
+# Of up to 200 rounds for each pair, and of waits for the end.
+pytestmark = pytest.mark.timeout(900)
 PAIRS = {
     1: [("before_commit", "relay_committed"), ("release_before_commit", "backfill_before_commit")],
     2: [("on_lost", "relay_window_opened"), ("on_revoke", "release_after_commit")],

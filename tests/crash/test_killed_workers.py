@@ -6,6 +6,8 @@ with new events in between, and compares the end with the model.
 
 from __future__ import annotations
 
+import pytest
+
 from tests.model.events import Event
 from tests.model.model import Model
 from tests.model.traffic import random_history
@@ -14,13 +16,16 @@ from tests.support.facts import member, method, new_id
 from tests.support.site import Site
 
 KILLED = 137
-DEADLINE_S = 90.0
+DEADLINE_S = 120.0
+# One worker after the other, and each may take that long.
+pytestmark = pytest.mark.timeout(900)
 
 
 def _kill_at(site: Site, place: str) -> None:
     """A worker that dies there, and did."""
     name, _, nth = place.partition("@")
-    worker = site.start_worker(failpoints=f"{name}=exit@{nth or 1}")
+    # In batches so small that there is an nth one, whatever of them is fetched at once.
+    worker = site.start_worker(failpoints=f"{name}=exit@{nth or 1}", batch_max_records="20")
     assert worker.wait(DEADLINE_S) == KILLED, f"{place}: {worker.log()[-2000:]}"
     # The next one needn't wait for the dead one's lease, which is by the clock and tested elsewhere.
     with site.connect() as connection:
@@ -48,10 +53,15 @@ def test_a_worker_killed_at_any_step_of_a_transaction_loses_and_repeats_nothing(
 def test_a_worker_killed_while_it_leaves_loses_and_repeats_nothing(site: Site) -> None:
     history = random_history(8, events=600, segments=4, users=40, methods_per_segment=2, courses=4)
     for n, place in enumerate(("drain", "on_revoke")):
-        worker = site.start_worker(failpoints=f"{place}=exit")
-        worker.wait_for_event("partition_started", DEADLINE_S)
         site.produce(history[n * 300 : (n + 1) * 300])
-        assert worker.terminate(DEADLINE_S) == KILLED, worker.log()[-2000:]
+        for _ in range(5):
+            worker = site.start_worker(failpoints=f"{place}=exit")
+            worker.wait_for_event("partition_started", DEADLINE_S)
+            code = worker.terminate(DEADLINE_S)
+            # One that the group took all partitions from just now, as it stood still, has none to give back: another one.
+            if code != 0:
+                break
+        assert code == KILLED, worker.log()[-2000:]
     _ends_as(site, history)
 
 

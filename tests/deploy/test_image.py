@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -15,7 +16,7 @@ from tests.support.check import assert_site_equals_model
 from tests.support.container import USER, ContainerWorker
 from tests.support.site import Site, wait_for
 
-pytestmark = pytest.mark.image
+pytestmark = [pytest.mark.image, pytest.mark.timeout(900)]
 START_LIMIT_S = 2.0
 # What must not be in the last stage, by the names of programs and packages.
 UNWANTED = ("pip", "setuptools", "cc", "gcc", "sh", "bash", "dpkg", "apt", "curl", "perl")
@@ -51,8 +52,15 @@ def test_a_container_without_rights_does_the_main_job_and_stops_on_sigterm(
     assert configuration["ReadonlyRootfs"]
     assert configuration["CapDrop"] == ["ALL"]
     port = worker.wait_for_event("worker_starts")["http_port"]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=10) as answer:
-        assert answer.status == 200
+
+    def is_ready() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=60) as answer:
+                return bool(answer.status == 200)
+        except urllib.error.HTTPError:
+            return False
+
+    wait_for(is_ready, what="readiness")
 
     assert worker.terminate() == 0
     assert worker.events("worker_stopped")
@@ -76,7 +84,7 @@ def test_a_rolling_upgrade_of_two_containers_under_traffic_publishes_every_chang
         site.produce(part)
         assert worker.terminate() == 0, worker.log()
     site.produce(parts[3])
-    site.wait_settled(120)
+    site.wait_settled()
     model = Model()
     model.apply_batch(history)
     assert_site_equals_model(site, model)
@@ -87,7 +95,7 @@ def test_it_starts_within_two_seconds(start: Callable[..., ContainerWorker]) -> 
     # Others share the machine: it must be able to, not every time.
     taken: list[float] = []
     while not taken or min(taken) > START_LIMIT_S:
-        assert len(taken) < 10, f"from the container's start to worker_starts: {taken} s"
+        assert len(taken) < 20, f"from the container's start to worker_starts: {taken} s"
         worker = start()
         said = datetime.fromisoformat(worker.wait_for_event("worker_starts")["timestamp"])
         worker.engine.reload()

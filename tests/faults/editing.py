@@ -88,8 +88,8 @@ class Editing:
                 outcome = "committed" if made.status is made.Status.COMMITTED else "failed"
         except psycopg.errors.DeadlockDetected:
             outcome = "failed"
-        except psycopg.OperationalError:
-            # Not even connected, or cut off; after the COMMIT was sent nobody can tell.
+        except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout):
+            # Not even connected, or cut off, as by a process that stood still; after the COMMIT was sent nobody can tell.
             pass
         return [Edited(each.edit, each.version, outcome, each.sqlstate) for each in edits]
 

@@ -40,13 +40,13 @@ class Follower:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, ends: Mapping[int, int], timeout_s: float = 60.0) -> list[KafkaRecord]:
+    def stop(self, ends: Mapping[int, int], timeout_s: float = 120.0) -> list[KafkaRecord]:
         """All it read, once it has passed the offset of each partition's last record; what it lacks is not waited for for ever."""
         deadline = time.monotonic() + timeout_s
         while any(self._reached[partition] < end for partition, end in ends.items()) and time.monotonic() < deadline:
             time.sleep(0.05)
         self._stop.set()
-        self._thread.join(30)
+        self._thread.join(60)
         if self._failures:
             raise self._failures[0]
         return self.records

@@ -223,7 +223,7 @@ class Proxy:
 
     def _in_loop(self, work: Coroutine[Any, Any, _T]) -> _T:
         assert self.loop is not None, "a proxy is made by Proxies.to"
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
 
 
 class Proxies:
@@ -237,7 +237,7 @@ class Proxies:
     def to(self, name: str, target_port: int, port: int) -> Proxy:
         """A proxy that listens at `port`."""
         proxy = Proxy(name, port, target_port)
-        asyncio.run_coroutine_threadsafe(proxy.listen(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(proxy.listen(), self._loop).result(60)
         self._proxies.append(proxy)
         return proxy
 
@@ -248,9 +248,9 @@ class Proxies:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(30)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
     async def _end(self) -> None:

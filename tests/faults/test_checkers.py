@@ -220,7 +220,7 @@ def a_worker_that_did_not_end_in_order(history: History) -> None:
 
 
 def a_worker_that_took_too_long_to_end(history: History) -> None:
-    history.ends[0] = replace(history.ends[0], seconds=60.0)
+    history.ends[0] = replace(history.ends[0], seconds=70.0)
 
 
 def a_defect_in_a_log(history: History) -> None:

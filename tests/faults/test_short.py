@@ -30,8 +30,12 @@ def arena() -> Iterator[Arena]:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_run_full_of_faults_loses_repeats_and_reorders_nothing(arena: Arena, seed: int, tmp_path: Path) -> None:
     available = [*(["disk"] if arena.disk else []), *(["clock"] if clock_library() else [])]
-    result = run(arena, make_plan(seed, OPTIONS, available=available), tmp_path / f"seed-{seed}")
-    print("\n".join(map(str, result.faults)))
-    assert not result.violations, failure.describe(result)
-    assert result.history.changes
+    for _ in range(3):
+        result = run(arena, make_plan(seed, OPTIONS, available=available), tmp_path / f"seed-{seed}")
+        print("\n".join(map(str, result.faults)))
+        assert not result.violations, failure.describe(result)
+        assert result.history.changes
+        # Faults come by the clock: a run during which the machine stood still had no time for them, and another one may.
+        if sum(result.taken.values()) >= FAULTS_MIN:
+            break
     assert sum(result.taken.values()) >= FAULTS_MIN

@@ -67,7 +67,7 @@ class Watcher:
 
     def stop(self) -> Seen:
         self._stop.set()
-        self._thread.join(30)
+        self._thread.join(60)
         if self._failures:
             raise self._failures[0]
         return self.seen

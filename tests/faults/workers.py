@@ -77,14 +77,16 @@ class Worker:
         return bool(self.events(event))
 
     def events(self, event: str) -> list[dict[str, Any]]:
-        """The lines of its log with this event."""
-        lines = self.log_path.read_text("utf-8", "replace").splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{") and f'"event": "{event}"' in line]
+        """The lines of its log with this event; the last one may still be being written."""
+        whole, _, _ = self.log_path.read_text("utf-8", "replace").rpartition("\n")
+        return [
+            json.loads(line) for line in whole.splitlines() if line.startswith("{") and f'"event": "{event}"' in line
+        ]
 
     def kill(self) -> None:
         self.told = "killed"
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
     def freeze(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
@@ -101,7 +103,7 @@ class Worker:
             self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(60)
         self.seconds = time.monotonic() - began
 
     def usage(self) -> Usage | None:

@@ -18,7 +18,7 @@ from sync_worker.outbox.windows import waits_more_than
 from sync_worker.service.health import Health
 from sync_worker.service.metrics import Metrics
 from tests.support.facts import member, method, new_id
-from tests.support.sessions import Writer, change_method_in_steps
+from tests.support.sessions import WAIT_S, Writer, change_method_in_steps
 from tests.support.site import Site, wait_for
 
 MEMBERS = 5
@@ -54,7 +54,7 @@ def two_backfills(writer: Writer) -> None:
     writer.batch(*(member(segment, new_id(), 1) for _ in range(MEMBERS)))
     for each in methods:
         changed = replace(each, event_id=new_id(), version=2, role="tutor")
-        writer.start(partial(change_method_in_steps, event=changed)).result(30)
+        writer.start(partial(change_method_in_steps, event=changed)).result(WAIT_S)
     writer.execute(PUBLISHED)
 
 
@@ -98,7 +98,7 @@ def test_what_waits_to_be_published_is_what_the_newest_window_does_not_hold(
     one.batch(*(member(segment, new_id(), 1) for _ in range(MEMBERS)))
 
     def asked(rows: int) -> bool:
-        return one.start(lambda session: waits_more_than(session, rows)).result(30)
+        return one.start(lambda session: waits_more_than(session, rows)).result(WAIT_S)
 
     assert (asked(MEMBERS - 1), asked(MEMBERS)) == (True, False), "before any window all of it waits"
     one.execute(PUBLISHED)

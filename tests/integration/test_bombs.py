@@ -144,12 +144,12 @@ def test_a_batch_that_unpacks_to_more_than_the_client_takes_stops_its_partition_
         "select next_offset from position where topic = %s and partition = 0", field.site.topic("membership")
     )
     assert field.throw(b"\x8f" + bytes(150 * MB), "zstd") is None
-    line = field.worker.wait_for_event("partition_stopped", 60)
+    line = field.worker.wait_for_event("partition_stopped", 120)
     where = f"{field.site.topic('membership')}[0]"
     assert f"what is at position {first[0]['next_offset']} of {where} can't be read" in line["reason"]
     ready = f"http://127.0.0.1:{field.worker.http_port}/readyz"
-    wait_for(lambda: "can't be read" in httpx.get(ready, timeout=30).text, what="readiness")
-    assert httpx.get(ready.replace("readyz", "livez"), timeout=30).status_code == 200
+    wait_for(lambda: "can't be read" in httpx.get(ready, timeout=60).text, what="readiness")
+    assert httpx.get(ready.replace("readyz", "livez"), timeout=60).status_code == 200
     # Other partitions go on.
     user, topic = new_id(), field.site.topic("methods")
     there = field.site.query("select sum(next_offset) as n from position where topic = %s", topic)
@@ -157,7 +157,8 @@ def test_a_batch_that_unpacks_to_more_than_the_client_takes_stops_its_partition_
     field.publish(renamed)
     wait_for(lambda: field.site.query("select sum(next_offset) as n from position where topic = %s", topic) != there)
     assert field.peak() - before < 300 * MB
-    assert field.worker.events("partition_stopped") == [line]
+    # Of this one alone, though it may be said again after a rebalance.
+    assert {each["reason"] for each in field.worker.events("partition_stopped")} == {line["reason"]}
     assert field.worker.terminate() == 0
     behind = str(int(first[0]["next_offset"]) + 1)
     reset = field.site.command(
@@ -178,7 +179,11 @@ def test_a_topic_that_the_broker_keeps_unpacked_takes_no_bomb(field: Field) -> N
         ],
     )
     admin = AdminClient({"bootstrap.servers": field.site.stack.kafka.bootstrap_servers})
-    admin.incremental_alter_configs([resource])[resource].result(30)
+    admin.incremental_alter_configs([resource])[resource].result(60)
+    wait_for(
+        lambda: admin.describe_configs([resource])[resource].result(60)["compression.type"].value == "uncompressed",
+        what="the topic to be kept unpacked",
+    )
     for codec in CODECS:
         said = field.throw(b"\x8f" + bytes(3 * MB), codec)
         assert said is not None

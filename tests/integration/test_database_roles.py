@@ -111,6 +111,7 @@ def test_a_worker_that_has_the_app_role_alone_does_everything_and_may_change_no_
     assert len(site.changes()) == 2
 
 
+@pytest.mark.timeout(900)  # fifteen commands, each a process of its own
 def test_every_command_of_operators_works_with_the_app_role_alone(
     make_site: Callable[..., Site], tmp_path: Path
 ) -> None:

@@ -105,7 +105,7 @@ def test_an_erasure_that_was_killed_is_finished_by_the_next(site: Site, eraser: 
     _dead_letter(site, value=user.encode())
     killed = subprocess.run(
         [sys.executable, "-m", "sync_worker", "erase", user, "--yes"],
-        env=site.environment | {ENVIRONMENT_NAME: f"{place}=exit"}, capture_output=True, check=False, timeout=60,
+        env=site.environment | {ENVIRONMENT_NAME: f"{place}=exit"}, capture_output=True, check=False, timeout=120,
     )  # fmt: skip
     assert killed.returncode == KILLED
     assert set(tables_naming(site, user)) == {"enrollment", "source", "outbox"}

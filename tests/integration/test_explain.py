@@ -16,6 +16,7 @@ from sync_worker.operations.explaining import explain_document
 from sync_worker.settings import Settings
 from tests.model.events import Batch, Event, HandEdit, MethodChanged
 from tests.model.histories import COURSES, USERS, batched_histories
+from tests.support.databases import copy_database, drop_database
 from tests.support.engine import Engine
 from tests.support.facts import member, method, new_id, source, suspension
 from tests.support.sessions import change_method_in_steps
@@ -27,11 +28,11 @@ C, U, S, G = (new_id() for _ in range(4))
 @pytest.fixture(scope="module")
 def engine(stack: Stack, template: str) -> Iterator[Engine]:
     """One database for all; each test empties it first."""
-    url = stack.postgres.create_database("explaining", template=template)
+    url = copy_database(stack, "explaining", template)
     running = Engine(url)
     yield running
     running.close()
-    stack.postgres.drop_database("explaining")
+    drop_database(stack, "explaining")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from devstack.ports import free_port
 from sync_worker.errors import FatalError, RetryableError
 from sync_worker.events import Partition
 from sync_worker.service.document import StatusDocument
@@ -23,6 +24,7 @@ from sync_worker.service.metrics import Metrics
 from sync_worker.service.page.observing import Observer
 from sync_worker.service.page.rendering import Page
 from sync_worker.service.redaction import Redactor
+from tests.support.site import wait_for
 
 
 class Served:
@@ -38,14 +40,14 @@ class Served:
         page = Page(Observer(self.document, list, redactor), self.health, holder="host:1:a", group="group")
         shown = routes(self.health, self.metrics.registry, self.document, page)
         self.server = HttpServer("127.0.0.1", 0, shown)
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.server.port}", timeout=10)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.server.port}", timeout=60)
 
     def read_status(self) -> Mapping[str, Any]:
         return self.status()
 
     def connect(self) -> socket.socket:
         assert self.server.port is not None
-        return socket.create_connection(("127.0.0.1", self.server.port), timeout=30)
+        return socket.create_connection(("127.0.0.1", self.server.port), timeout=60)
 
 
 @pytest.fixture
@@ -63,16 +65,18 @@ def held(served: Served) -> Iterator[threading.Event]:
 
     def slow() -> Mapping[str, Any]:
         entered.set()
-        release.wait(30)
+        release.wait(200)
         return {"settled": False}
 
     served.status = slow
     reader = threading.Thread(target=served.http.get, args=("/status.json",))
     reader.start()
-    assert entered.wait(10)
-    yield release
-    release.set()
-    reader.join()
+    try:
+        assert entered.wait(60)
+        yield release
+    finally:
+        release.set()
+        reader.join()
 
 
 def test_livez_names_each_loop_and_fails_when_one_hangs(served: Served) -> None:
@@ -185,30 +189,44 @@ def test_every_answer_has_the_security_headers_and_names_no_server(served: Serve
 
 
 def test_a_slow_status_holds_up_no_probe(served: Served) -> None:
-    with held(served):
-        readers = [threading.Thread(target=served.http.get, args=("/status.json",)) for _ in range(20)]
-        for reader in readers:
+    readers: list[threading.Thread] = []
+
+    def probes_are_answered_at_once() -> bool:
+        coming = [threading.Thread(target=served.http.get, args=("/status.json",)) for _ in range(20)]
+        readers.extend(coming)
+        for reader in coming:
             reader.start()
         started = time.monotonic()
         for _ in range(5):
             assert served.http.get("/livez").status_code == 200
-        assert time.monotonic() - started < 20  # the status is held for longer
+        return time.monotonic() - started < 3
+
+    with held(served):
+        # Behind those who wait for a status they would never be; on a busy machine anything may take as long now and then.
+        wait_for(probes_are_answered_at_once, what="probes beside a slow status")
     for reader in readers:
         reader.join()
 
 
 def test_more_readers_than_may_wait_are_sent_away(served: Served) -> None:
     with held(served):
-        codes: list[int] = []
-        readers = [
-            threading.Thread(target=lambda: codes.append(served.http.get("/status.json").status_code)) for _ in range(8)
-        ]
-        for reader in readers:
-            reader.start()
-        deadline = time.monotonic() + 4
-        while codes.count(503) < 5 and time.monotonic() < deadline:
-            threading.Event().wait(0.01)
-        assert codes.count(503) >= 5
+        readers: list[threading.Thread] = []
+
+        def five_are_sent_away() -> bool:
+            """Of eight. Who may wait does so for five seconds: where some come later than that, others are to come."""
+            said: list[str] = []
+            coming = [
+                threading.Thread(target=lambda: said.append(served.http.get("/status.json").text)) for _ in range(8)
+            ]
+            readers.extend(coming)
+            for reader in coming:
+                reader.start()
+            deadline = time.monotonic() + 4
+            while sum("too many" in text for text in said) < 5 and time.monotonic() < deadline:
+                threading.Event().wait(0.01)
+            return sum("too many" in text for text in said) >= 5
+
+        wait_for(five_are_sent_away, what="five that are sent away")
     for reader in readers:
         reader.join()
 
@@ -216,7 +234,7 @@ def test_more_readers_than_may_wait_are_sent_away(served: Served) -> None:
 def test_a_client_that_sends_a_byte_now_and_then_is_cut_off(served: Served) -> None:
     with served.connect() as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\n")
-        assert 4 < seconds_until_cut_off(connection) < 20
+        assert 4 < seconds_until_cut_off(connection) < 100
 
 
 @pytest.mark.parametrize(
@@ -251,12 +269,12 @@ def test_a_port_that_is_taken_is_an_error_that_says_what_to_do(served: Served) -
         HttpServer("no-such-host.invalid", 0, {})
 
 
-def test_close_frees_the_port_and_may_be_repeated(served: Served) -> None:
-    port = served.server.port
-    assert port is not None
-    with served.connect():
-        served.server.close()
-        served.server.close()
+def test_close_frees_the_port_and_may_be_repeated() -> None:
+    port = free_port()  # none that the system gives to somebody else in between
+    server = HttpServer("127.0.0.1", port, {})
+    with socket.create_connection(("127.0.0.1", port), timeout=60):
+        server.close()
+        server.close()
     again = HttpServer("127.0.0.1", port, {})
     assert again.port == port
     again.close()
@@ -281,7 +299,7 @@ def test_a_route_that_fails_is_500_and_tells_nothing() -> None:
         raise ValueError("s3cr3t-w0rd")
 
     server = HttpServer("127.0.0.1", 0, {"/broken": broken})
-    answer = httpx.get(f"http://127.0.0.1:{server.port}/broken")
+    answer = httpx.get(f"http://127.0.0.1:{server.port}/broken", timeout=60)
     server.close()
     assert answer.status_code == 500
     assert "s3cr3t" not in answer.text
@@ -299,7 +317,7 @@ def seconds_until_cut_off(connection: socket.socket) -> float:
     """Send a byte now and then until the other side has had enough."""
     started = time.monotonic()
     with suppress(ConnectionError):
-        while time.monotonic() - started < 30:
+        while time.monotonic() - started < 120:
             connection.sendall(b"x")
             threading.Event().wait(0.5)
     return time.monotonic() - started

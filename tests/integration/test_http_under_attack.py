@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from sync_worker.service.http import HttpServer, Response
+from tests.support.site import wait_for
 
 LARGE = b"x" * 1_000_000
 CONNECTIONS = 600  # three times as many as the server holds
@@ -41,7 +42,7 @@ class Target:
 
     def connect(self) -> socket.socket:
         assert self.server.port is not None
-        return socket.create_connection(("127.0.0.1", self.server.port), timeout=30)
+        return socket.create_connection(("127.0.0.1", self.server.port), timeout=60)
 
     def exchange(self, request: bytes) -> bytes:
         """What comes back until the server has had enough, or we have sent everything and it has closed."""
@@ -78,7 +79,7 @@ def test_hundreds_of_connections_that_never_finish_their_request_keep_nobody_wai
             if number % 100 == 99:
                 target.assert_alive()
         assert len(target.server._server.active_channels) <= 200
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads
         assert process.memory_info().rss - before < 50 << 20
     target.assert_alive()
 
@@ -187,5 +188,5 @@ def test_a_storm_leaves_no_connection_thread_or_file_behind(target: Target) -> N
             if len(request) < 1000:
                 target.exchange(request)
     target.assert_alive()
-    assert threading.active_count() == threads
-    assert process.num_fds() <= files + 5
+    assert threading.active_count() <= threads
+    wait_for(lambda: process.num_fds() <= files + 5, what="the ends of the last connections")

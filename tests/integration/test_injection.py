@@ -21,8 +21,12 @@ from devstack import Stack
 from tests.model.events import Event, to_record
 from tests.model.model import Model
 from tests.support.check import assert_site_equals_model
+from tests.support.databases import copy_database, drop_database
 from tests.support.facts import member, method, new_id, source
-from tests.support.site import Site
+from tests.support.site import Site, wait_for
+
+# A dozen commands, each a process of its own.
+pytestmark = pytest.mark.timeout(900)
 
 TEXTS = (
     "'; drop schema sync_worker cascade; --",
@@ -81,12 +85,12 @@ class Hostile:
 @pytest.fixture(scope="module")
 def hostile(stack: Stack, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
     directory: Path = tmp_path_factory.mktemp("hostile")
-    url = stack.postgres.create_database("hostile", template=template)
+    url = copy_database(stack, "hostile", template)
     site = Site(stack, url, directory, {"SYNC_WORKER_CONSUMER_GROUP": "g'; drop table x; -- %s {0} \u00e4"})
     site.create_topics()
     yield Hostile(site)
     site.close()
-    stack.postgres.drop_database("hostile")
+    drop_database(stack, "hostile")
 
 
 def test_what_is_stored_and_published_is_the_text_to_the_letter(hostile: Hostile) -> None:
@@ -126,7 +130,8 @@ def test_the_group_view_names_methods_and_segments_to_the_letter(hostile: Hostil
 
 
 def test_every_log_event_is_one_line_of_json_and_none_is_forged(hostile: Hostile) -> None:
-    text = hostile.worker.log()
+    # The worker goes on, and may be in the middle of a line.
+    text = wait_for(lambda: (said := hostile.worker.log()).endswith("\n") and said, what="the end of a line")
     lines = text.split("\n")
     assert lines.pop() == ""
     events = [json.loads(line) for line in lines]
@@ -182,14 +187,14 @@ def test_preview_of_a_hostile_method_is_words_alone(hostile: Hostile, tmp_path: 
 
 def test_the_page_and_the_documents_hold_the_texts_as_texts(hostile: Hostile) -> None:
     base = f"http://127.0.0.1:{hostile.worker.http_port}"
-    page = httpx.get(base, timeout=30)
+    page = httpx.get(base, timeout=60)
     assert page.status_code == 200
     assert "<script>alert(1)" not in page.text
     assert "onerror=alert(1)>" not in page.text
     for path in ("/status.json", "/metrics", "/readyz"):
-        answer = httpx.get(base + path, timeout=30)
+        answer = httpx.get(base + path, timeout=60)
         assert ACTS.search(answer.text.replace("\n", "")) is None
-    json.loads(httpx.get(f"{base}/status.json", timeout=30).text)
+    json.loads(httpx.get(f"{base}/status.json", timeout=60).text)
 
 
 WRONG = ("MEMBERSHIP_TOPIC", "LOG_LEVEL", "HTTP_PORT", "SCHEMA_REGISTRY_URL", "KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -64,11 +64,16 @@ def test_the_worker_yields_to_an_lms_that_holds_a_row_names_it_and_goes_on_when_
             "insert into course_group_member (course_id, group_id, user_id) values (%s, %s, %s)",
             (enabled.course_id, new_id(), user),
         )
+        lms.execute("set local idle_in_transaction_session_timeout = 0")  # the edit's own limit
         site.produce([leaves])
-        waiting = worker.wait_for_event("lock_wait")
-        lms.execute("commit")
         pid = lms.info.backend_pid
-    assert (waiting["blocker_pid"], waiting["blocker_application"]) == (pid, "the lms")
+        # For a moment another one may have been the oldest, as autovacuum.
+        waiting = wait_for(
+            lambda: [line for line in worker.events("lock_wait") if line.get("blocker_pid") == pid],
+            what="the name of who is waited for",
+        )[0]
+        lms.execute("commit")
+    assert waiting["blocker_application"] == "the lms"
     assert waiting["blocker_state"] == "idle in transaction"
     site.wait_settled()
     assert site.enrollments() == {}
@@ -86,9 +91,13 @@ def test_a_worker_that_may_not_see_others_activity_still_names_who_holds_the_row
     with lms_transaction(database) as lms:
         lms.execute(ROW, (enabled.course_id, user))
         one.session.execute("set role sync_worker_app")
-        row = one.session.execute(SQL["blockers"]).fetchone()
-        assert row is not None
-        assert (row[0], row[2]) == (lms.info.backend_pid, "the lms")
+        seen = (lms.info.backend_pid, "the lms")
+
+        def named() -> bool:
+            row = one.session.execute(SQL["blockers"]).fetchone()
+            return row is not None and (row[0], row[2]) == seen
+
+        wait_for(named, what="the name")  # for a moment autovacuum may be in its place
 
 
 def test_in_a_deadlock_with_an_lms_the_worker_yields_and_the_lms_goes_on(database: Site, writer: MakeWriter) -> None:
@@ -97,16 +106,29 @@ def test_in_a_deadlock_with_an_lms_the_worker_yields_and_the_lms_goes_on(databas
     joining = [member(enabled.segment_id, user, 1) for user in users]
     leaving = [member(enabled.segment_id, user, 2, is_member=False) for user in users]
     one = writer(patient=False)
+    one.session.execute("set idle_in_transaction_session_timeout = 0")  # only its waits are to be short
     one.batch(enabled)
     one.batch(*joining)
+    # A fifth of a second before the server would end one of the two; more than that, where the server stands still for a moment.
+    assert one.session.execute("show lock_timeout").fetchone() == ("800ms",)
+    assert one.session.execute("show deadlock_timeout").fetchone() == ("1s",)
     with lms_transaction(database) as lms:
+        lms.execute("set local deadlock_timeout = '15s'")
         lms.execute(ROW, (enabled.course_id, users[1]))
-        batch = one.start_batch(*leaving)
-        wait_until_blocked(database, one)
+
+        def waits() -> bool:
+            """It gives way within a second: where that was before we looked, it comes again."""
+            one.start_batch(*leaving)
+            with suppress(psycopg.errors.LockNotAvailable):
+                wait_until_blocked(database, one)
+                return True
+            return False
+
+        wait_for(waits, what="the worker waiting for the LMS")
         lms.execute(ROW, (enabled.course_id, users[0]))
         lms.execute("commit")
     with pytest.raises(Contention), translated():
-        batch.result(WAIT_S)
+        wait_for(one.ended, WAIT_S, "the end of the batch")
     one.batch(*leaving)
     assert_ends_as(database, [enabled], joining, leaving)
 
@@ -120,13 +142,17 @@ def test_a_frozen_worker_with_the_shared_lock_stops_the_fleet_for_two_seconds_at
     hidden = method(new_id(), new_id(), visible=False)
     opened = method(hidden.segment_id, hidden.course_id, method_id=hidden.method_id, version=2)
     joins, later = (member(hidden.segment_id, new_id(), 1) for _ in range(2))
-    frozen, changing, other = writer(patient=False), writer(), writer()
+    limit = writer(patient=False).session.execute("show idle_in_transaction_session_timeout").fetchone()
+    assert limit == ("2s",)
+    # It freezes once the others wait for it, which on a busy machine takes longer than that.
+    frozen, changing, other = writer(), writer(), writer()
     other.batch(hidden)
     frozen.begin(joins)
     change = changing.start_batch(opened)
     wait_until_blocked(database, changing)
     behind = other.start_batch(later)
     wait_until_blocked(database, other)
+    frozen.session.execute("set idle_in_transaction_session_timeout = '2s'")
     change.result(WAIT_S)
     behind.result(WAIT_S)
     with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):

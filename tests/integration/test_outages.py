@@ -25,6 +25,7 @@ from tests.support.site import Site, WorkerProcess, wait_for
 
 # The machine may be slow, and a client's pauses between its attempts grow.
 PATIENCE_S = 120.0
+SESSIONS = frozenset({"apply", "backfill", "relay", "watch"})
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +72,13 @@ def everything_up(stack: Stack) -> Iterator[None]:
         part.start()
 
 
-pytestmark = pytest.mark.usefixtures("everything_up")
+# Several waits of PATIENCE_S, and services that start, one after the other.
+pytestmark = [pytest.mark.usefixtures("everything_up"), pytest.mark.timeout(900)]
 
 
 def probe(worker: WorkerProcess, path: str) -> tuple[int, str]:
     try:
-        answer = httpx.get(f"http://127.0.0.1:{worker.http_port}{path}", timeout=20)
+        answer = httpx.get(f"http://127.0.0.1:{worker.http_port}{path}", timeout=60)
     except httpx.TransportError as error:
         raise AssertionError(f"the worker does not answer:\n{worker.log()[-3000:]}") from error
     return answer.status_code, answer.text
@@ -123,7 +125,7 @@ def traffic(site: Site, model: Model) -> Iterator[None]:
         try:
             for batch in in_batches(events, 10):
                 site.produce(batch)
-                ended.wait(0.1)
+                ended.wait(0.3)  # for more than a minute: there is to be traffic for as long as the block lasts
         except BaseException as error:  # noqa: BLE001 - raised again below, in the test's thread
             failures.append(error)
 
@@ -133,7 +135,7 @@ def traffic(site: Site, model: Model) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(PATIENCE_S)
+        thread.join(2 * PATIENCE_S)
     assert not thread.is_alive()
     if failures:
         raise failures[0]
@@ -223,6 +225,13 @@ def test_connections_that_are_cut_again_and_again_are_made_anew(
     cut: set[str] = set()
     with traffic(shared_site, model), shared_site.connect() as connection:
 
+        def connected() -> set[str]:
+            found = connection.execute(
+                """select application_name from pg_stat_activity
+                   where datname = current_database() and application_name like 'sync-worker %'"""
+            ).fetchall()
+            return {row["application_name"].removeprefix("sync-worker ") for row in found}
+
         def cut_all() -> set[str]:
             found = connection.execute(
                 """select application_name, pg_terminate_backend(pid) from pg_stat_activity
@@ -230,11 +239,13 @@ def test_connections_that_are_cut_again_and_again_are_made_anew(
             ).fetchall()
             return {row["application_name"].removeprefix("sync-worker ") for row in found}
 
+        # Later ones may find some of the loops between two connections.
+        wait_for(lambda: connected() >= SESSIONS, PATIENCE_S, "a session of each loop")
         for _ in range(8):
             cut |= wait_for(cut_all, PATIENCE_S, "sessions to cut")
             # Connected again, and at work.
             wait_for_progress(shared_site)
-    assert cut >= {"apply", "backfill", "relay", "watch"}
+    assert cut >= SESSIONS
     assert_recovered(shared_site, worker, model)
 
 
@@ -262,7 +273,7 @@ def test_a_worker_told_to_stop_in_an_outage_stops_in_order_and_the_next_one_lose
         part.stop()
         begun = time.monotonic()
         assert worker.terminate(PATIENCE_S) == 0
-        # The drain limit, and what a busy machine needs to end a process.
-        assert time.monotonic() - begun < 6 + 24
+        # The drain limit, and what a busy machine needs to end a process; the outage lasts until it has.
+        assert time.monotonic() - begun < 6 + 60
         part.start()
     assert_recovered(site, site.start_worker(), model)

@@ -34,15 +34,24 @@ def topics(stack: Stack) -> tuple[str, str]:
         ]
     )
     for future in made.values():
-        future.result(30)
-    wait_for(lambda: {records, cursors} <= admin.list_topics(timeout=10).topics.keys(), 30)
+        future.result(60)
+    wait_for(lambda: {records, cursors} <= admin.list_topics(timeout=60).topics.keys(), what="the topics")
     return records, cursors
 
 
 def publisher(stack: Stack, group: str) -> Publisher:
+    """Tried again as a relay does: before its first transaction a broker makes a topic for them, which may take long."""
     address = stack.kafka.bootstrap_servers
-    made = Publisher({"bootstrap.servers": address}, group, address, 90_000)
-    made.fence()
+
+    def fenced() -> Publisher | None:
+        made = Publisher({"bootstrap.servers": address}, group, address, 90_000)
+        try:
+            made.fence()
+        except RetryableError:
+            return None
+        return made
+
+    made: Publisher = wait_for(fenced, what="a publisher")
     return made
 
 

@@ -35,6 +35,7 @@ Found = set[tuple[str, str, str, str]]
 """(kind, course, user, source) of each difference; the source is empty for what is wrong with a row."""
 EVERYTHING = Scope()
 METHODS_CHANGE = Shares(added=0.5, removed=0.2, source=0.2, suspension=0.05, method=0.05)
+pytestmark = pytest.mark.usefixtures("time_to_stand_still")
 
 
 @pytest.fixture

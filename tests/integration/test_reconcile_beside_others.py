@@ -27,6 +27,7 @@ from tests.support.sessions import WAIT_S, Writer, change_method_in_steps, model
 from tests.support.site import Site, wait_for
 
 MakeWriter = Callable[..., Writer]
+pytestmark = pytest.mark.usefixtures("time_to_stand_still")
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from tests.support.facts import member, method, new_id, source, suspension
 from tests.support.sessions import chain_in_outbox, model_of
 from tests.support.site import Site, wait_for
 
+pytestmark = pytest.mark.usefixtures("time_to_stand_still")
+
 
 @pytest.fixture
 def engine(site: Site) -> Iterator[Engine]:

@@ -90,7 +90,8 @@ def test_every_way_in_which_a_row_can_differ_from_the_topic_ends_in_the_row(site
 
 def test_a_database_that_caught_up_before_it_is_adopted_publishes_nothing(site: Site) -> None:
     people = join(site, 5)
-    publish(site)
+    # The relay cleans up when it has been idle for a moment; what of it is left is dropped, too.
+    publish_and_clean(site)
     backup = Backup(site)
     later = [member(SEGMENT, user, 2, is_member=False) for user in people[:2]]
     apply(site, *later)
@@ -100,7 +101,7 @@ def test_a_database_that_caught_up_before_it_is_adopted_publishes_nothing(site: 
     told = len(site.changes())
     backup.restore()
     apply(site, *later, *joining)
-    assert adopt(site) == Differences(0, 0, 0, 0, 0, dropped=10)
+    assert adopt(site) == Differences(0, 0, 0, 0, 0, dropped=5)
     ends_well(site)
     assert len(site.changes()) == told
 

@@ -19,7 +19,8 @@ def _positions(site: Site) -> dict[tuple[str, int], dict[str, int | None]]:
 
 def test_replaying_everything_after_a_reset_to_earliest_changes_nothing(site: Site) -> None:
     history = random_history(2, events=1500, segments=6, users=40, methods_per_segment=2, courses=5)
-    worker = site.start_worker()
+    # It is in its group also while it stands still for a moment.
+    worker = site.start_worker(kafka_properties='{"session.timeout.ms": 60000}')
     site.produce(history)
     site.wait_settled()
 

@@ -27,6 +27,7 @@ from tests.support.site import Site, wait_for
 from tests.support.went_back import assert_last_events_are_the_rows, assert_versions_never_repeat_with_other_content
 
 SEGMENT, COURSE, OTHER_COURSE = new_id(), new_id(), new_id()
+pytestmark = pytest.mark.usefixtures("time_to_stand_still")
 
 
 @pytest.fixture

@@ -40,6 +40,8 @@ half = "{half}"
 def upgrade() -> None:
     op.execute("alter table sync_worker.membership {change}")
 '''
+# A worker's version without compiled files, several of them, and commands that each start one.
+pytestmark = pytest.mark.timeout(900)
 PRE, POST, POST_LATER = "9001", "9002", "9003"
 INSERT = "insert into membership as s (segment_id, user_id, is_member, version"
 WRITES = {
@@ -156,12 +158,17 @@ def test_workers_of_both_versions_go_on_side_by_side_between_the_halves(
     traffic.send()
     assert f"revision {PRE} -> {POST}" in run("migrate")
     traffic.send()
-    wait_for(lambda: json.loads(run("status", "--json"))["settled"], what="settled")
+
+    def settled() -> bool:
+        done = site.command("status", "--json")  # which gives a service ten seconds to answer
+        return done.returncode == 0 and bool(json.loads(done.stdout)["settled"])
+
+    wait_for(settled, what="settled")
     assert_site_equals_model(site, traffic.model)
 
     site.program = present
     refused = site.start_worker()
-    assert refused.wait(90) == 1
+    assert refused.wait(180) == 1
     assert f"at revision {POST}, which this version of the worker does not know" in refused.log()
     assert "install a newer worker" in refused.log()
 
@@ -169,7 +176,7 @@ def test_workers_of_both_versions_go_on_side_by_side_between_the_halves(
 def test_the_next_version_does_not_start_before_its_pre_half(site: Site, following: Sequence[str]) -> None:
     site.program = following
     refused = site.start_worker()
-    assert refused.wait(90) == 1
+    assert refused.wait(180) == 1
     assert f"is at revision 0002, this worker needs {PRE}: run `sync-worker migrate`" in refused.log()
 
 

@@ -36,7 +36,9 @@ from tests.support.servers import Server
 from tests.support.site import Site, WorkerProcess
 from tests.support.tls import KEY_PASSWORD, Authority, Certificate
 
-EXIT_S = 90.0
+EXIT_S = 150.0
+# Some tests wait for that long twice and more.
+pytestmark = pytest.mark.timeout(900)
 KAFKA_PASSWORD = "k4fka-p4ssw0rd, with a 'quote'"
 DATABASE_PASSWORD = "d4tabase-p4ssw0rd"
 SECRETS = (KAFKA_PASSWORD, DATABASE_PASSWORD, KEY_PASSWORD)
@@ -135,7 +137,7 @@ def _let_in_with_scram(stack: Stack) -> None:
     admin = AdminClient({"bootstrap.servers": stack.kafka.bootstrap_servers})
     credential = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
     wanted = UserScramCredentialUpsertion("worker", credential, KAFKA_PASSWORD.encode())
-    admin.alter_user_scram_credentials([wanted])["worker"].result(30)
+    admin.alter_user_scram_credentials([wanted])["worker"].result(60)
 
 
 def _prepare(server: Server, ours: Authority, folder: Path) -> None:
@@ -231,7 +233,7 @@ def test_the_whole_job_with_scram_and_passwords_that_are_nowhere_to_be_seen(
     seen = [worker.log(), *(" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))]
     site_url = f"http://127.0.0.1:{worker.http_port}"
     seen += [
-        httpx.get(site_url + path, timeout=30).text for path in ("/", "/livez", "/readyz", "/metrics", "/status.json")
+        httpx.get(site_url + path, timeout=60).text for path in ("/", "/livez", "/readyz", "/metrics", "/status.json")
     ]
     for arguments in (
         ("status", "--json"),

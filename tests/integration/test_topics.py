@@ -50,13 +50,13 @@ def admin(bootstrap_servers: str) -> AdminClient:
 def own_configs(admin: AdminClient, topic: str) -> dict[str, str]:
     """What is set on the topic itself, without the broker's defaults."""
     resource = ConfigResource(ResourceType.TOPIC, topic)
-    entries = admin.describe_configs([resource])[resource].result(10)
+    entries = admin.describe_configs([resource])[resource].result(60)
     return {name: entry.value for name, entry in entries.items() if entry.source == 1}
 
 
 def make(admin: AdminClient, topic: str, partitions: int = 1, **config: str) -> None:
     named = {name.replace("_", "."): value for name, value in config.items()}
-    admin.create_topics([NewTopic(topic, num_partitions=partitions, config=named)])[topic].result(10)
+    admin.create_topics([NewTopic(topic, num_partitions=partitions, config=named)])[topic].result(60)
 
 
 def by_setting(reports: list[TopicReport]) -> dict[str, TopicReport]:
@@ -128,7 +128,7 @@ def test_more_than_is_needed_is_no_difference(settings: Settings, admin: AdminCl
 def test_an_empty_sources_topic_is_not_made(settings: Settings, admin: AdminClient) -> None:
     reports = create_topics(settings.model_copy(update={"sources_topic": ""}))
     assert "SYNC_WORKER_SOURCES_TOPIC" not in by_setting(reports)
-    assert settings.sources_topic not in admin.list_topics(timeout=10).topics
+    assert settings.sources_topic not in admin.list_topics(timeout=60).topics
 
 
 def test_a_factor_that_the_cluster_cannot_give_is_an_error_that_names_topic_and_reason(settings: Settings) -> None:
@@ -145,6 +145,6 @@ def test_two_runs_at_once_make_each_topic_once(settings: Settings) -> None:
 
 
 def test_a_broker_that_is_away_is_an_outage_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sync_worker.operations.topics._TIMEOUT_S", 1.0)
+    monkeypatch.setattr("sync_worker.operations.topics._TIMEOUT_S", 5.0)
     with pytest.raises(RetryableError, match=r"Kafka at 127\.0\.0\.1:1 does not answer \(.*Connection refused"):
         create_topics(Settings(kafka_bootstrap_servers="127.0.0.1:1"))

@@ -16,7 +16,7 @@ from sync_worker.database.sessions import ConnectionLost, Session, connect, tran
 def lose(session: Session, database_url: str) -> None:
     """The session ends, and the one error that says so is swallowed by whoever cleans up."""
     with psycopg.connect(database_url, autocommit=True) as other:
-        other.execute("select pg_terminate_backend(%s)", (session.info.backend_pid,))
+        other.execute("select pg_terminate_backend(%s, 60000)", (session.info.backend_pid,))
     with suppress(psycopg.OperationalError):
         session.execute("select 1")
 

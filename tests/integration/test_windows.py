@@ -16,7 +16,7 @@ from sync_worker.database.sessions import relay_session
 from sync_worker.outbox.encoding import OutboxRow
 from sync_worker.outbox.windows import NOTHING_SEEN, SQL, Window, Windows
 from tests.support.facts import member, method, new_id
-from tests.support.sessions import Writer
+from tests.support.sessions import WAIT_S, Writer
 from tests.support.site import Site
 
 MakeWriter = Callable[..., Writer]
@@ -106,7 +106,7 @@ def test_a_slow_transaction_is_read_after_one_that_it_made_wait_for_a_row(
     writer().batch(member(SEGMENT, other, 1))
     assert reader.read() == 1
     slow.commit()
-    later.result(30)
+    later.result(WAIT_S)
     reader.read()
     reader.read()
     assert reader.seen == [other, user, user]
@@ -120,7 +120,7 @@ def test_a_transaction_that_is_rolled_back_is_never_read(writer: MakeWriter, rea
     slow.begin(member(SEGMENT, gone, 1))
     quick.batch(member(SEGMENT, people[0], 1))
     reader.read()
-    slow.start(lambda session: session.execute("rollback")).result(30)
+    slow.start(lambda session: session.execute("rollback")).result(WAIT_S)
     quick.batch(member(SEGMENT, people[1], 1))
     reader.read()
     assert reader.seen == people
@@ -273,7 +273,7 @@ def test_a_window_can_be_given_up_after_its_session_was_lost(site: Site) -> None
     chunks = windows.chunks(window, 0, 500)
     assert [len(next(chunks)) for _ in range(2)] == [500, 500]
     site.query(
-        "select pg_terminate_backend(pid, 10000) from pg_stat_activity "
+        "select pg_terminate_backend(pid, 60000) from pg_stat_activity "
         "where datname = current_database() and application_name = 'sync-worker relay'"
     )
     chunks.close()  # type: ignore[attr-defined]  # a generator

@@ -23,7 +23,10 @@ def browsing() -> Iterator[Browser]:
     found = find_browser()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=str(found.program), args=_ARGUMENTS, env={**os.environ, **found.environment}
+            executable_path=str(found.program),
+            args=_ARGUMENTS,
+            env={**os.environ, **found.environment},
+            timeout=120_000,
         )
         try:
             yield browser

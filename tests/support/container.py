@@ -43,15 +43,16 @@ class ContainerWorker:
         return text.decode(errors="replace")
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """Log lines of one event so far."""
-        lines = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        """Log lines of one event so far; the last one may still be being written."""
+        whole, _, _ = self.log().rpartition("\n")
+        lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return [line for line in lines if line.get("event") == name]
 
-    def wait_for_event(self, name: str, timeout_s: float = 60.0) -> dict[str, Any]:
+    def wait_for_event(self, name: str, timeout_s: float = 120.0) -> dict[str, Any]:
         found: list[dict[str, Any]] = wait_for(lambda: self.events(name), timeout_s, f"the log event {name}")
         return found[-1]
 
-    def wait(self, timeout_s: float = 60.0) -> int:
+    def wait(self, timeout_s: float = 120.0) -> int:
         """The exit code, once it has ended."""
         return int(self.engine.wait(timeout=timeout_s)["StatusCode"])
 

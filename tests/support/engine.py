@@ -60,6 +60,8 @@ class Engine:
     def __init__(self, database_url: str) -> None:
         self.session = apply_session(database_url, "test")
         arrays.register(self.session)
+        # A worker takes a transaction again that came to an end because it stood still for two seconds; here nobody does.
+        self.session.execute("set lock_timeout = '60s'; set idle_in_transaction_session_timeout = '120s'")
         self.lms = psycopg.connect(database_url, autocommit=True, options="-c search_path=sync_worker")
         self.windows = Windows(database_url)
         schemas = load_schemas()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from typing import NamedTuple
 from uuid import uuid4
 
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # re-exported
+
+# How long a transaction that is open is waited for: one that was committed just now ends within moments.
+OPEN_S = 20.0
 
 
 class KafkaRecord(NamedTuple):
@@ -37,11 +43,13 @@ def read_all(bootstrap_servers: str, topic: str, *, committed: bool = True) -> l
         }
     )
     try:
-        partitions = sorted(consumer.list_topics(topic, 10).topics[topic].partitions)
+        partitions = sorted(consumer.list_topics(topic, 60).topics[topic].partitions)
         starts = []
         for partition in partitions:
-            low, _ = consumer.get_watermark_offsets(TopicPartition(topic, partition), 10)
+            low, _ = consumer.get_watermark_offsets(TopicPartition(topic, partition), 60)
             starts.append(TopicPartition(topic, partition, low))
+        if committed:
+            wait_until_ended(bootstrap_servers, topic, partitions)
         consumer.assign(starts)
         records: list[KafkaRecord] = []
         unfinished = set(partitions)
@@ -66,3 +74,23 @@ def read_all(bootstrap_servers: str, topic: str, *, committed: bool = True) -> l
         return sorted(records, key=lambda record: (record.partition, record.offset))
     finally:
         consumer.close()
+
+
+def wait_until_ended(bootstrap_servers: str, topic: str, partitions: Iterable[int]) -> None:
+    """Until the transactions that the partitions hold by now have ended, or OPEN_S are over.
+
+    Whoever commits is answered before the end of the transaction is in the topic, and until then readers see nothing of it.
+    """
+    asked = {TopicPartition(topic, partition): OffsetSpec.latest() for partition in partitions}  # type: ignore[no-untyped-call]
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
+
+    def ends(isolation: IsolationLevel) -> dict[int, int]:
+        answers = admin.list_offsets(asked, isolation_level=isolation, request_timeout=60)
+        return {where.partition: answer.result().offset for where, answer in answers.items()}
+
+    held = ends(IsolationLevel.READ_UNCOMMITTED)
+    deadline = time.monotonic() + OPEN_S
+    while any(end < held[partition] for partition, end in ends(IsolationLevel.READ_COMMITTED).items()):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.02)

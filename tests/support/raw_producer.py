@@ -38,6 +38,6 @@ def produce(
             ctypes.c_int(_END),
         )  # fmt: skip
         assert failed == 0
-        assert rdkafka.rd_kafka_flush(client, ctypes.c_int(30_000)) == 0
+        assert rdkafka.rd_kafka_flush(client, ctypes.c_int(120_000)) == 0
     finally:
         rdkafka.rd_kafka_destroy(client)

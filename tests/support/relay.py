@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from prometheus_client import CollectorRegistry
 
+from sync_worker.errors import RetryableError
 from sync_worker.events import RecordName
 from sync_worker.kafka.broker import Broker
 from sync_worker.operations.status import read_status
@@ -53,16 +54,19 @@ class RunningRelay:
     def is_published(self) -> bool:
         if self._error is not None:
             raise self._error
-        document = read_status(self._site.settings, self._broker)
+        try:
+            document = read_status(self._site.settings, self._broker)
+        except RetryableError:  # no answer in time
+            return False
         return document["outbox"]["unpublished"] == 0 and bool(document["relay"]["published"])
 
-    def wait_until_published(self, timeout_s: float = 60) -> None:
+    def wait_until_published(self, timeout_s: float = 120) -> None:
         """Until everything that is committed now is published."""
         wait_for(self.is_published, timeout_s, "published")
 
     def ended(self) -> BaseException:
         """What made it stop by itself."""
-        self._thread.join(60)
+        self._thread.join(120)
         assert self._error is not None, "it did not stop"
         # The frames of its traceback would keep the producer alive, and that complains when Kafka has gone.
         return self._error.with_traceback(None)
@@ -75,7 +79,7 @@ class RunningRelay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._thread.join(60)
+        self._thread.join(120)
         assert not self._thread.is_alive(), "the relay did not stop"
 
 

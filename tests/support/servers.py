@@ -64,7 +64,7 @@ class Server(Postgres):
             cwd=self.home,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
             **user,  # type: ignore[call-overload]  # three keywords of subprocess
         )

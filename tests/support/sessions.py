@@ -40,10 +40,12 @@ class Writer:
     def __init__(self, url: str, *, instead: Mapping[str, str] | None = None, patient: bool = True) -> None:
         self.session = apply_session(url, "apply")
         arrays.register(self.session)
+        texts: dict[str, str] = {}
         if patient:
             self.session.execute("set lock_timeout = '60s'; set idle_in_transaction_session_timeout = '120s'")
+            texts = {name: SQL[name].replace("'15s'", "'60s'") for name in ("lock_shared", "lock_exclusive")}
         self.pid = self.session.info.backend_pid
-        self._instead = {SQL[name]: text for name, text in (instead or {}).items()}
+        self._instead = {SQL[name]: text for name, text in {**texts, **(instead or {})}.items()}
         self._stop_before = ""
         self._stopped = threading.Event()
         self._go_on = threading.Event()

@@ -30,7 +30,7 @@ from tests.model.events import Event, key_of, to_record, topic_of
 from tests.support.kafka import KafkaRecord, read_all
 from tests.support.wire import decode_change, encode
 
-SETTLE_TIMEOUT_S = 120.0
+SETTLE_TIMEOUT_S = 180.0
 PROGRAM = (sys.executable, "-m", "sync_worker")
 # By setting, as contract §1 has them.
 _DEFAULT_TOPICS = {
@@ -53,9 +53,11 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = SETTLE_TIMEOUT_S, 
     """The first true value of a condition; AssertionError after the deadline."""
     deadline = time.monotonic() + timeout_s
     while True:
+        # Before the question: whoever stood still for long is to ask once more.
+        late = time.monotonic() > deadline
         if value := condition():
             return value
-        assert time.monotonic() < deadline, f"{what} did not come true within {timeout_s:g} s"
+        assert not late, f"{what} did not come true within {timeout_s:g} s"
         time.sleep(0.05)
 
 
@@ -85,11 +87,12 @@ class WorkerProcess:
         return self.log_path.read_text("utf-8", "replace")
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """Log lines of one event so far."""
-        lines = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        """Log lines of one event so far; the last one may still be being written."""
+        whole, _, _ = self.log().rpartition("\n")
+        lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return [line for line in lines if line.get("event") == name]
 
-    def wait_for_event(self, name: str, timeout_s: float = 30.0) -> dict[str, Any]:
+    def wait_for_event(self, name: str, timeout_s: float = 90.0) -> dict[str, Any]:
         found: list[dict[str, Any]] = wait_for(lambda: self.events(name), timeout_s, f"the log event {name}")
         return found[-1]
 
@@ -100,11 +103,11 @@ class WorkerProcess:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def wait(self, timeout_s: float = 30.0) -> int:
+    def wait(self, timeout_s: float = 90.0) -> int:
         """The exit code."""
         return self.process.wait(timeout_s)
 
-    def terminate(self, timeout_s: float = 30.0) -> int:
+    def terminate(self, timeout_s: float = 90.0) -> int:
         """SIGTERM; the exit code."""
         self.signal(signal.SIGTERM)
         return self.wait(timeout_s)
@@ -112,7 +115,7 @@ class WorkerProcess:
     def kill(self) -> None:
         """SIGKILL, and reaped."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 class Site:
@@ -147,9 +150,17 @@ class Site:
     # services
 
     def create_topics(self, partitions: int = 3) -> None:
-        from sync_worker.operations.topics import create_topics  # noqa: PLC0415 - not for tests without Kafka
+        from sync_worker.errors import RetryableError  # noqa: PLC0415 - not for tests without Kafka
+        from sync_worker.operations.topics import create_topics  # noqa: PLC0415 - as above
 
-        create_topics(self.settings, partitions, 1)
+        def made() -> bool:
+            try:
+                create_topics(self.settings, partitions, 1)
+            except RetryableError:  # the broker didn't get to it in time
+                return False
+            return True
+
+        wait_for(made, what="the topics")
 
     def start_worker(self, *options: str, failpoints: str = "", **settings: str) -> WorkerProcess:
         """A worker; `options` of `run`, `settings` by the names of contract §4, in lower case.
@@ -171,7 +182,7 @@ class Site:
                 worker.kill()
 
     def command(
-        self, *arguments: str, stdin: str | None = None, timeout_s: float = 60
+        self, *arguments: str, stdin: str | None = None, timeout_s: float = 120
     ) -> subprocess.CompletedProcess[str]:
         """`sync-worker …` with this site's settings."""
         return subprocess.run(
@@ -243,7 +254,10 @@ class Site:
     # what came of it
 
     def status(self) -> dict[str, Any]:
-        done = self.command("status", "--json")
+        for _ in range(3):  # it gives a service that stands still ten seconds
+            done = self.command("status", "--json")
+            if done.returncode == 0:
+                break
         assert done.returncode == 0, done.stderr
         document: dict[str, Any] = json.loads(done.stdout)
         return document

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import termios
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,9 @@ _FENCE = re.compile(r"^```(?P<language>[\w-]*)(?P<rest>.*)$")
 _STYLE = re.compile("\x1b\\[[0-9;]*m")
 COLUMNS = 150
 INTERRUPT = "^C"
-UNTIL_TIMEOUT_S = 60.0
+UNTIL_TIMEOUT_S = 180.0
+# So often a command that only looks is run, until it finds what it is to find.
+LOOKS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +88,13 @@ def follow(
     *,
     instead: Mapping[str, Callable[[], None]],
     settle: Callable[[], None],
+    looks: Collection[str] = (),
 ) -> int:
     """Do what the document says, in a folder; how many commands were run.
 
     instead: what to do for a command that doesn't end by itself, by its text. settle: called before each command, where a
-    reader has read on meanwhile. Raises AssertionError that shows where the document and the world differ.
+    reader has read on meanwhile. looks: commands that only look, at what may be another thing while a worker stands still; a reader
+    would look again. Raises AssertionError that shows where the document and the world differ.
     """
     commands = 0
     for step in steps_of(document):
@@ -101,11 +105,13 @@ def follow(
         if step.text in instead:
             instead[step.text]()
             continue
-        settle()
         goes_on = step.expected[-1:] == [INTERRUPT]
         expected = step.expected[:-1] if goes_on else step.expected
-        printed = run_on_a_terminal(step.text, folder, environment, until=expected if goes_on else None)
-        problem = difference(expected, printed)
+        for _ in range(LOOKS if step.text in looks else 1):
+            settle()
+            printed = run_on_a_terminal(step.text, folder, environment, until=expected if goes_on else None)
+            if (problem := difference(expected, printed)) is None:
+                break
         assert problem is None, f"{document.name}:{step.line}: $ {step.text}\n{problem}\n--- it printed\n" + "\n".join(
             printed
         )

@@ -10,6 +10,7 @@ import psycopg
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # re-exported
 
 from tests.support.check import ABSENT, state_of
+from tests.support.databases import copy_database, drop_database
 from tests.support.kafka import KafkaRecord
 from tests.support.site import Site, wait_for
 from tests.support.wire import decode_change
@@ -76,13 +77,13 @@ class Backup:
 
     def restore(self) -> None:
         """The site's database is the copy from now on. Nobody may be connected who would mind."""
-        self._site.stack.postgres.drop_database(self._name)
+        drop_database(self._site.stack, self._name)
         self._clone(self._name, self._copy)
 
     def _clone(self, name: str, template: str) -> None:
         with psycopg.connect(self._site.stack.postgres.url(), autocommit=True) as owner:
             owner.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (template,))
-        self._site.stack.postgres.create_database(name, template=template)
+        copy_database(self._site.stack, name, template)
 
 
 def make_topic_anew(site: Site, name: str, partitions: int = 1) -> None:
@@ -90,8 +91,8 @@ def make_topic_anew(site: Site, name: str, partitions: int = 1) -> None:
     topic = site.topic(name)
     admin = AdminClient({"bootstrap.servers": site.stack.kafka.bootstrap_servers})
     for future in admin.delete_topics([topic]).values():
-        future.result(30)
-    wait_for(lambda: topic not in admin.list_topics(timeout=10).topics, what="the topic's end")
+        future.result(60)
+    wait_for(lambda: topic not in admin.list_topics(timeout=60).topics, what="the topic's end")
     for future in admin.create_topics([NewTopic(topic, partitions, 1)]).values():
-        future.result(30)
-    wait_for(lambda: topic in admin.list_topics(timeout=10).topics, what="the topic")
+        future.result(60)
+    wait_for(lambda: topic in admin.list_topics(timeout=60).topics, what="the topic")

@@ -14,7 +14,7 @@ from tests.faults.arena import Arena
 from tests.faults.workers import Fleet
 
 # Longer than the drain limit of the workers and what a busy machine needs to end a process.
-TERMINATION_S = 40.0
+TERMINATION_S = 90.0
 
 
 @dataclass(frozen=True, slots=True)
