@@ -37,12 +37,17 @@ def show(result: Result, console: Console) -> None:
 
 
 def write(files: Sequence[Path]) -> int:
-    """Keep these results, each in the place of its case's, and write the document's measured part from all that are kept."""
+    """Keep these results, each in the place of its case's, and write the document's measured part from all that are kept.
+
+    A file of another name that was put among them (growth-rows.json) comes after its case's own: what takes too long for one run.
+    """
     KEPT.mkdir(parents=True, exist_ok=True)
     for file in files:
         shutil.copyfile(file, KEPT / f"{read(file).case}.json")
+    order = list(CASES)
     found = {path.stem: read(path) for path in KEPT.glob("*.json")}
-    parts = [_section(CASES[name], found[name]) for name in CASES if name in found]
+    names = sorted(found, key=lambda name: (order.index(found[name].case), name))
+    parts = [_section(CASES[found[name].case], found[name], name) for name in names]
     text = DOCUMENT.read_text("utf-8")
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
@@ -53,15 +58,16 @@ def write(files: Sequence[Path]) -> int:
     return 0
 
 
-def _section(case: Case, result: Result) -> str:
+def _section(case: Case, result: Result, name: str) -> str:
     IMAGES.mkdir(parents=True, exist_ok=True)
     pictures = []
     for figure in plots.drawn(case):
-        path = IMAGES / f"{case.name}-{figure.name.replace('_', '-')}.svg"
+        path = IMAGES / f"{name}-{figure.name.replace('_', '-')}.svg"
         if plots.draw(case, result, figure, path):
             pictures += [f"![{case.title}: {figure.heading}](images/bench/{path.name})", ""]
+    beside = name.removeprefix(case.name).replace("-", ", ")
     lines = [
-        f"## {case.title}", "", case.about, "",
+        f"## {case.title}{beside}", "", case.about, "",
         f"`make bench CASE={case.name}`; measured {result.started} by `{result.command}`, {result.rounds} rounds, sizes {_sizes(result)}"
         + (f", settings {result.settings}" if result.settings else "") + ".", "",
         *pictures,
