@@ -12,12 +12,11 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]  # re-exported
-
 from sync_worker.kafka.partitioner import partition_of
 from tests.model.events import MethodChanged, to_record
 from tests.support.facts import member, method, new_id, source
-from tests.support.site import Site, wait_for
+from tests.support.kafka import add_partitions
+from tests.support.site import Site
 
 
 def _explained(site: Site, *arguments: str) -> dict[str, Any]:
@@ -116,10 +115,7 @@ def test_a_history_is_whole_though_the_topic_got_more_partitions_and_starts_anew
     site.produce([member(opened.segment_id, user, 2, is_member=False)])
     site.wait_settled()
     worker.terminate()
-    topic = site.topic("changes")
-    admin = AdminClient({"bootstrap.servers": site.stack.kafka.bootstrap_servers})
-    admin.create_partitions([NewPartitions(topic, 7)])[topic].result(60)
-    wait_for(lambda: len(admin.list_topics(topic, 60).topics[topic].partitions) == 7, what="seven partitions")
+    add_partitions(site.stack.kafka.bootstrap_servers, site.topic("changes"), 7)
     site.start_worker()
     site.produce([member(opened.segment_id, user, 3)])
     site.wait_settled()

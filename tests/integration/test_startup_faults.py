@@ -13,14 +13,15 @@ from uuid import uuid4
 import psycopg
 import pytest
 from confluent_kafka import Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic  # type: ignore[attr-defined]  # re-exported
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # re-exported
 from psycopg import sql
 
 from devstack import Stack
 from tests.model.events import Event, MembershipChanged, MethodChanged, to_record
 from tests.model.model import Model
 from tests.support.check import assert_site_equals_model
-from tests.support.site import Site, WorkerProcess, wait_for
+from tests.support.kafka import add_partitions
+from tests.support.site import Site, WorkerProcess
 from tests.support.wire import encode
 
 NOW = 1_767_225_600_000_000
@@ -216,13 +217,6 @@ def admin_of(site: Site) -> AdminClient:
     return AdminClient({"bootstrap.servers": site.stack.kafka.bootstrap_servers})
 
 
-def add_partitions(site: Site, topic: str, number: int) -> None:
-    """So many in all, and the broker tells clients of them: a record for one that it doesn't tell of yet would be lost."""
-    admin = admin_of(site)
-    admin.create_partitions([NewPartitions(topic, number)])[topic].result(60)
-    wait_for(lambda: len(admin.list_topics(topic, 60).topics[topic].partitions) == number, what="the partitions")
-
-
 def produce(site: Site, event: Event, partition: int) -> None:
     """Publish with a client of its own: one that knew the topic before would not know what it is now."""
     name, fields = to_record(event)
@@ -339,7 +333,7 @@ def test_a_database_that_stands_behind_what_kafka_has_committed_stops_the_worker
 
 def test_a_partition_that_a_known_topic_got_later_is_read_from_its_first_record(case: Case) -> None:
     case.stop()
-    add_partitions(case.site, case.membership, 5)
+    add_partitions(case.site.stack.kafka.bootstrap_servers, case.membership, 5)
     for _ in range(3):
         case.join(4)
     case.worker = case.site.start_worker()
@@ -349,7 +343,7 @@ def test_a_partition_that_a_known_topic_got_later_is_read_from_its_first_record(
 
 def test_a_later_partition_that_has_lost_records_already_stops_the_worker(case: Case) -> None:
     case.stop()
-    add_partitions(case.site, case.membership, 4)
+    add_partitions(case.site.stack.kafka.bootstrap_servers, case.membership, 4)
     produce(case.site, joining(case.segment), 3)
     case.join(3)
     delete_records(case.site, case.membership, 3, 1)

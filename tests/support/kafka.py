@@ -8,7 +8,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # re-exported
+from confluent_kafka.admin import AdminClient, NewPartitions, OffsetSpec  # type: ignore[attr-defined]  # re-exported
 
 # How long a transaction that is open is waited for: one that was committed just now ends within moments.
 OPEN_S = 20.0
@@ -74,6 +74,16 @@ def read_all(bootstrap_servers: str, topic: str, *, committed: bool = True) -> l
         return sorted(records, key=lambda record: (record.partition, record.offset))
     finally:
         consumer.close()
+
+
+def add_partitions(bootstrap_servers: str, topic: str, number: int) -> None:
+    """So many in all, and the broker tells clients of them: a record for one that it doesn't tell of yet would be lost."""
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    admin.create_partitions([NewPartitions(topic, number)])[topic].result(60)
+    deadline = time.monotonic() + 180
+    while len(admin.list_topics(topic, 60).topics[topic].partitions) != number:
+        assert time.monotonic() < deadline, f"the broker did not tell of the {number} partitions of {topic}"
+        time.sleep(0.05)
 
 
 def wait_until_ended(bootstrap_servers: str, topic: str, partitions: Iterable[int]) -> None:
