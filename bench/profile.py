@@ -1,8 +1,8 @@
 """`python -m bench profile`: what the time goes into, kept in docs/profiles/ to be looked at and compared.
 
-A flame graph of the worker at full rate (py-spy), what PostgreSQL counted per statement (pg_stat_statements), and the plans of the hot
-statements (EXPLAIN (ANALYZE, BUFFERS, WAL)) with statistics missing, stale and fresh. Nothing here is a figure of the bench: to be
-watched costs time.
+A flame graph of the worker at full rate (py-spy), CPU by thread of worker and broker, what PostgreSQL counted per statement
+(pg_stat_statements), and the plans of the hot statements (EXPLAIN (ANALYZE, BUFFERS, WAL)) with statistics missing, stale and fresh.
+Nothing here is a figure of the bench: to be watched costs time.
 """
 
 import re
@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +42,8 @@ _COLUMNS = ("calls", "ms each", "rows each", "buffers hit each", "WAL bytes each
 _STATEMENTS = """select calls, mean_exec_time, rows::float8 / calls, shared_blks_hit::float8 / calls, wal_bytes::float8 / calls,
  100 * total_exec_time / sum(total_exec_time) over (), query from public.pg_stat_statements
  where dbid = (select oid from pg_database where datname = current_database()) order by total_exec_time desc limit 15"""
+_ABOUT_THREADS = """Python's threads carry the process's own name, librdkafka's begin with `rdk:`, those of Java's compilers with `C`.
+With py-spy watching, which costs time, and with the bench's own reading and writing on the broker's side: shares, not figures."""
 _BATCH = 2000
 _EMPTIED = "truncate membership, enrollment, outbox"
 # Where a file lies on this machine is nobody's business.
@@ -86,21 +88,27 @@ def main(events: int) -> int:
 
 def _full_rate(ground: Ground, events: int, head: str) -> None:
     load, expected, records = facts(Load(events, 1))
-    tables = []
+    tables, threads = [], []
     with ground.site() as site:
         flow = Flow(site, load, 1)
         try:
             for phase, part in records.items():
                 site.execute("select public.pg_stat_statements_reset()")
                 flame = ground.folder / f"{phase}.svg"
+                pids = {"worker": site.pids[0], "Kafka": site.stack.kafka.pid}
+                before = {name: machine.thread_seconds(pid) for name, pid in pids.items()}
                 with _py_spy(site.pids[0], flame):
                     flow.run(part, expected[phase].changes)
                 (FOLDER / f"flame-{phase}.svg").write_text(_FOLDERS.sub("", flame.read_text("utf-8")), "utf-8")
                 tables.append(f"## {phase}\n\n{_table(site.rows(_STATEMENTS))}")
+                after = {name: machine.thread_seconds(pid) for name, pid in pids.items()}
+                threads.append(f"## {phase}\n\n{_thread_table(before, after, len(part))}")
         finally:
             flow.close()
     about = f"# What PostgreSQL counted per statement\n\n{head}\n`python -m bench profile` writes this file.\n\n"
     (FOLDER / "statements.md").write_text(about + "\n".join(tables), "utf-8")
+    about = f"# CPU by thread\n\n{head}\n{_ABOUT_THREADS}\n\n`python -m bench profile` writes this file.\n\n"
+    (FOLDER / "threads.md").write_text(about + "\n".join(threads), "utf-8")
 
 
 @contextmanager
@@ -124,6 +132,15 @@ def _table(rows: Sequence[tuple[Any, ...]]) -> str:
         lines.append(
             f"| {calls:,} | {took:.3f} | {number:,.1f} | {hit:,.0f} | {written:,.0f} | {share:.1f} % | `{text}` |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def _thread_table(before: Mapping[str, dict[str, float]], after: Mapping[str, dict[str, float]], events: int) -> str:
+    lines = ["| process | threads | CPU µs per event |", "| --- | --- | --- |"]
+    for process, seconds in after.items():
+        used = {name: (each - before[process].get(name, 0.0)) / events * 1e6 for name, each in seconds.items()}
+        most = sorted(used.items(), key=lambda item: -item[1])[:8]
+        lines += [f"| {process} | {name} | {each:.1f} |" for name, each in most if each > 0]
     return "\n".join(lines) + "\n"
 
 

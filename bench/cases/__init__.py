@@ -1,6 +1,6 @@
 """The cases of `python -m bench run`, in the order in which all of them run."""
 
-from bench.cases import growth, latency, memory, methods, peers, roundtrip, starting, storage, throughput
+from bench.cases import growth, ideas, latency, memory, methods, peers, roundtrip, starting, storage, throughput
 from bench.frame import Case
 
 CASES: dict[str, Case] = {
@@ -14,6 +14,7 @@ CASES: dict[str, Case] = {
         memory.CASE,
         storage.CASE,
         growth.CASE,
+        ideas.CASE,
         peers.CASE,
     )
 }

@@ -4,7 +4,9 @@ Nothing is read from Kafka or published, and what can be prepared is prepared be
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from typing import LiteralString
 
 from bench.checking import Expected, check_rows
 from bench.errors import expect
@@ -28,10 +30,19 @@ Prepare = Callable[[Session, Sequence[Membership]], list[Step]]
 
 
 def leanest(session: Session, events: Sequence[Membership]) -> list[Step]:
-    """Additions and removals apart, each in key order."""
-    steps: list[Step] = []
+    return steps(session, events, SQL)
+
+
+def batches(events: Sequence[Membership]) -> Iterator[list[Membership]]:
+    """Each in key order."""
     for start in range(0, len(events), BATCH):
-        batch = sorted(events[start : start + BATCH])
+        yield sorted(events[start : start + BATCH])
+
+
+def steps(session: Session, events: Sequence[Membership], sql: Mapping[str, LiteralString]) -> list[Step]:
+    """Additions and removals apart, each by one statement of `sql`."""
+    found: list[Step] = []
+    for batch in batches(events):
         parts = {
             name: {
                 "segments": uuids([event[0] for event in of]), "users": uuids([event[1] for event in of]),
@@ -45,16 +56,16 @@ def leanest(session: Session, events: Sequence[Membership]) -> list[Step]:
         def step(parts: Mapping[str, Mapping[str, object]] = parts) -> None:
             with session.transaction():
                 for name, columns in parts.items():
-                    session.execute(SQL[name], columns, prepare=True)
+                    session.execute(sql[name], columns, prepare=True)
 
-        steps.append(step)
-    return steps
+        found.append(step)
+    return found
 
 
 def own(session: Session, events: Sequence[Membership]) -> list[Step]:
     """The worker's statements, with its locks and its judgement of what changed nothing."""
     records = as_records(list(events))
-    steps: list[Step] = []
+    found: list[Step] = []
     for start in range(0, len(records), BATCH):
         facts = fold(records[start : start + BATCH], {})
 
@@ -63,43 +74,43 @@ def own(session: Session, events: Sequence[Membership]) -> list[Step]:
             with session.transaction():
                 apply.apply_people(session, facts, familiar=familiar)
 
-        steps.append(step)
-    return steps
+        found.append(step)
+    return found
 
 
 def measure(ground: Ground, load: Load, expected: dict[str, Expected], prepare: Prepare) -> dict[str, Figures]:
     found = {}
     phases = {name: load.phase(name) for name in PHASES}
     phases["replay"] = [event for events in phases.values() for event in events]
-    with ground.site() as site:
-        session = apply_session(site.database_url, "bench")
-        arrays.register(session)
-        try:
-            _put_methods(session, load)
-            for phase, events in phases.items():
-                steps = prepare(session, events)
-                found[phase] = _timed(site, steps, len(events))
-                check_rows(site, expected[phase], phase)
-                expect(
-                    f"outbox rows after {phase}", site.one("select count(*) from outbox")[0], expected[phase].changes
-                )
-        finally:
-            session.close()
+    with ground.site() as site, session(site) as opened:
+        put_methods(opened, load)
+        for phase, events in phases.items():
+            found[phase] = timed(site, prepare(opened, events), len(events))
+            check_rows(site, expected[phase], phase)
+            expect(f"outbox rows after {phase}", site.one("select count(*) from outbox")[0], expected[phase].changes)
     return found
 
 
-def _timed(site: BenchSite, steps: Sequence[Step], events: int) -> Figures:
+@contextmanager
+def session(site: BenchSite) -> Iterator[Session]:
+    """One as the worker applies with."""
+    with closing(apply_session(site.database_url, "bench")) as opened:
+        arrays.register(opened)
+        yield opened
+
+
+def timed(site: BenchSite, work: Sequence[Step], events: int) -> Figures:
     before = cpu_seconds(site.stack, [])
     started = time.perf_counter()
-    for step in steps:
+    for step in work:
         step()
     seconds = time.perf_counter() - started
     used = cpu_seconds(site.stack, []).since(before)
     return {"events_per_s": events / seconds, "cpu_us_postgres": used.postgres / events * 1e6}
 
 
-def _put_methods(session: Session, load: Load) -> None:
+def put_methods(opened: Session, load: Load) -> None:
     for n, method in enumerate(load.method_events):
         facts = fold([Record(Partition("memory", 1), n, method)], {})
-        with session.transaction():
-            methods.apply_methods(session, facts)
+        with opened.transaction():
+            methods.apply_methods(opened, facts)
