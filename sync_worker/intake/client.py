@@ -16,12 +16,16 @@ def consumer_properties(settings: Settings) -> dict[str, Any]:
     client = settings.kafka_client_config()
     patience_ms = max(60_000, int(settings.drain_timeout_s * 1000), int(client.get("session.timeout.ms", 0)))
     config: dict[str, Any] = {"max.poll.interval.ms": patience_ms}
+    # Both ways share out each topic by itself. The defaults, and `cooperative-sticky`, count partitions alone: of two workers one would get
+    # all memberships, the other what is left (ADR 15). What they are for, partitions that stay where they are, gains nothing here.
     if settings.group_protocol == "classic":
         # How long the partitions of a worker that was killed stand still. Compare-and-set makes a short one safe.
         config["session.timeout.ms"] = 10_000
         # By its answer a worker learns that others join or leave; with the default of 3 s partitions on their way wait for that.
         config["heartbeat.interval.ms"] = 500
-        config["partition.assignment.strategy"] = "cooperative-sticky"
+        config["partition.assignment.strategy"] = "roundrobin"
+    else:
+        config["group.remote.assignor"] = "range"
     config |= client
     return config | {
         "group.id": settings.consumer_group,

@@ -70,6 +70,7 @@ class Intake:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
+        self._classic = settings.group_protocol == "classic"
         self._handoff = handoff
         self._health = health
         self._metrics = metrics
@@ -296,13 +297,15 @@ class Intake:
             log.info("kafka_commit_refused", reason=str(error.args[0]))
 
     # rebalance callbacks: called inside poll() and close(), in this thread. No database work here (design §4): a callback that
-    # waits holds up the whole group. Kafka may call on_assign with nothing after a revoke, and on_revoke at close.
+    # waits holds up the whole group. Kafka may call on_assign with nothing after a revoke, and on_revoke at close. In a classic group
+    # they get whole assignments (ADR 15), by the newer protocol what is added and taken away.
 
     def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         reach("on_assign")
         self._metrics.rebalances.labels(Rebalance.ASSIGNED).inc()
         # From the beginning: whatever is delivered before the seek lies without a gap before or at the position.
-        consumer.incremental_assign([TopicPartition(tp.topic, tp.partition, OFFSET_BEGINNING) for tp in assigned])
+        whole_or_more = consumer.assign if self._classic else consumer.incremental_assign
+        whole_or_more([TopicPartition(tp.topic, tp.partition, OFFSET_BEGINNING) for tp in assigned])
         if assigned:
             consumer.pause(assigned)
             self._generation += 1
@@ -328,7 +331,10 @@ class Intake:
         self._gathering.forget(partitions)
         for partition in partitions:
             self._to_commit.pop(partition, None)
-        consumer.incremental_unassign(gone)
+        if self._classic:
+            consumer.unassign()
+        else:
+            consumer.incremental_unassign(gone)
         self._say_assignment()
         log.info(event, partitions=[str(partition) for partition in partitions])
 

@@ -9,9 +9,12 @@ import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
 
 from devstack import Stack
 from sync_worker.database.migrate import migrate
@@ -133,6 +136,32 @@ def test_workers_that_join_leave_and_die_share_the_load_and_end_right(shared: Si
     assert second.process.poll() is None
     assert second.terminate(DEADLINE_S) == 0
     assert not any(worker.events("drain_timeout") for worker in (first, second))
+
+
+def _is(found: Callable[[], object], expected: object) -> bool:
+    return found() == expected
+
+
+def test_every_topic_is_shared_out_by_itself(shared: Site) -> None:
+    """Memberships are nearly all of the work: a worker with six partitions of other topics instead would be of no use."""
+    admin = AdminClient({"bootstrap.servers": shared.stack.kafka.bootstrap_servers})
+    group, inputs = shared.settings.consumer_group, shared.settings.input_topics
+
+    def shares() -> set[tuple[int, ...]]:
+        try:
+            described = admin.describe_consumer_groups([group], request_timeout=30)[group].result(60)
+        except KafkaException:  # the group is only now being made, or its coordinator is busy
+            return set()
+        held = [[each.topic for each in member.assignment.topic_partitions] for member in described.members]
+        return {tuple(sorted(topics.count(topic) for topics in held)) for topic in inputs}
+
+    workers = []
+    for number in (1, 2, 3):
+        workers.append(shared.start_worker())
+        expected = {(6 // number,) * number}
+        wait_for(partial(_is, shares, expected), DEADLINE_S, f"each topic shared out among {number}")
+    assert workers.pop(0).terminate() == 0
+    wait_for(partial(_is, shares, {(3, 3)}), DEADLINE_S, "each topic shared out among those who stay")
 
 
 def test_a_worker_that_was_frozen_while_another_took_over_applies_and_publishes_nothing_twice(shared: Site) -> None:
