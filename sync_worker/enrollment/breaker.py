@@ -52,10 +52,10 @@ NEVER = Limits(0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """A segment at the moment it is held: the members it had, and how many of them had left by then."""
+    """A segment that crosses the limit: the members it had before the five minutes up to this one, in which they leave."""
 
     members: int
-    removed: int
+    minute: datetime
 
 
 class Reconsider(Exception):
@@ -88,7 +88,8 @@ class Guard:
     # segment → members it had, counted for this very transaction; and what was counted within the last minute
     counted: dict[bytes, int] = field(default_factory=dict)
     sizes: Mapping[bytes, tuple[int, float]] = field(default_factory=dict)
-    set_here: dict[bytes, Crossing] = field(default_factory=dict)
+    # segment that this transaction has held → how many members had left by then
+    set_here: dict[bytes, int] = field(default_factory=dict)
     marked: Counter[bytes] = field(default_factory=Counter)
 
     def concerns(self, removing: Iterable[bytes]) -> set[bytes]:
@@ -108,10 +109,9 @@ class Guard:
             columns = {
                 "segments": uuids(due),
                 "members": int8s([self.crossing[segment].members for segment in due]),
-                "removed": int8s([self.crossing[segment].removed for segment in due]),
             }
             rows = session.execute(SQL["hold_put"], columns, prepare=True, binary=True).fetchall()
-            self.set_here.update({segment: self.crossing[segment] for (segment,) in rows})
+            self.set_here.update({segment: 0 for (segment,) in rows})
         locked = session.execute(SQL["hold_lock"], {"segments": uuids(sorted(concerned))}, prepare=True, binary=True)
         standing: dict[bytes, int] = dict(locked.fetchall())
         if ended := concerned - standing.keys():
@@ -141,10 +141,16 @@ class Guard:
 
         Raises Reconsider where a segment has crossed the limit, or somebody else has held it.
         """
-        if self.limits.never or not deltas:
+        if self.limits.never or not (deltas or self.set_here):
             return
-        keys = sorted(deltas)
         session.execute(SQL["removals_lock"], prepare=True)
+        if deltas:
+            self._add(session, deltas)
+        if self.set_here:
+            self._say_who_had_left(session)
+
+    def _add(self, session: Session, deltas: Mapping[tuple[bytes, int], int]) -> None:
+        keys = sorted(deltas)
         columns = {
             "segments": uuids([segment for segment, _ in keys]),
             "minutes": timestamps([minute for _, minute in keys]),
@@ -156,11 +162,17 @@ class Guard:
             if deltas[segment, minute] > 0:
                 spans[segment] = (spans.get(segment, (minute, minute))[0], minute)
         if spans:
-            self._judge(session, deltas, spans)
+            self._judge(session, spans)
 
-    def _judge(
-        self, session: Session, deltas: Mapping[tuple[bytes, int], int], spans: Mapping[bytes, tuple[int, int]]
-    ) -> None:
+    def _say_who_had_left(self, session: Session) -> None:
+        """Complete the holds of this transaction. Others may have removed since it found the limit crossed; none can any more."""
+        columns = {
+            "segments": uuids(sorted(self.set_here)),
+            "minutes": [self.crossing[segment].minute for segment in sorted(self.set_here)],
+        }
+        self.set_here.update(session.execute(SQL["hold_count"], columns, prepare=True, binary=True).fetchall())
+
+    def _judge(self, session: Session, spans: Mapping[bytes, tuple[int, int]]) -> None:
         columns = {
             "segments": uuids(list(spans)),
             "since": timestamps([first for first, _ in spans.values()]),
@@ -181,8 +193,7 @@ class Guard:
             if had is None or (exceeded and segment not in self.counted):
                 count[segment] = minute
             elif exceeded:
-                ours = sum(n for (of, _), n in deltas.items() if of == segment and n > 0)
-                crossing[segment] = Crossing(had, max(0, int(removed) - ours))
+                crossing[segment] = Crossing(had, minute)
         if holds or crossing or count:
             raise Reconsider(holds=holds, crossing=crossing, count=count)
 
@@ -218,13 +229,13 @@ class Breaker:
 
     def committed(self, guard: Guard) -> None:
         """Say, once, which segments this transaction has held."""
-        for segment, crossing in guard.set_here.items():
+        for segment, removed in guard.set_here.items():
             self._sizes.pop(segment, None)
             log.warning(
                 "segment_held",
                 segment_id=text_of(segment),
-                members=crossing.members,
-                removed=crossing.removed,
+                members=guard.crossing[segment].members,
+                removed=removed,
                 held=guard.marked[segment],
                 limit_members=self._limits.members,
                 limit_percent=self._limits.percent,

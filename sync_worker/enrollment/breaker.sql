@@ -1,9 +1,10 @@
 -- The removal breaker (semantics §5): counted per segment and minute, decided under one lock, held from that transaction on.
 
 -- :name hold_put
--- Idempotent. Whoever crosses the limit at the same time waits here for the first, and finds the hold there.
+-- Idempotent. Whoever crosses the limit at the same time waits here for the first, and finds the hold there. How many had left is for
+-- `hold_count` to say.
 insert into removal_hold (segment_id, members, removed)
-select * from unnest(%(segments)s::uuid[], %(members)s::bigint[], %(removed)s::bigint[]) order by 1
+select t.segment_id, t.members, 0 from unnest(%(segments)s::uuid[], %(members)s::bigint[]) t(segment_id, members) order by 1
 on conflict (segment_id) do nothing
 returning segment_id
 
@@ -30,6 +31,16 @@ from unnest(%(segments)s::uuid[], %(minutes)s::timestamptz[], %(numbers)s::int[]
 where t.n > 0 or exists (select from removal_count c where c.segment_id = t.segment_id and c.minute = t.minute)
 order by 1, 2
 on conflict (segment_id, minute) do update set removed = greatest(r.removed + excluded.removed, 0), touched_at = now()
+
+-- :name hold_count
+-- After `removals_lock`: who left the segment until now has been counted, and whoever counts next finds its hold. Who leaves in the
+-- transaction that sets the hold is held, and not counted.
+update removal_hold h set removed = (
+  select coalesce(sum(c.removed), 0) from removal_count c
+  where c.segment_id = t.segment_id and c.minute between t.minute - interval '5 minutes' and t.minute)
+from unnest(%(segments)s::uuid[], %(minutes)s::timestamptz[]) t(segment_id, minute)
+where h.segment_id = t.segment_id
+returning h.segment_id, h.removed
 
 -- :name removals_window
 -- Per segment the five minutes with the most removals among those that our own fall into, where they are more than the minimum; and the

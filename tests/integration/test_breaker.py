@@ -336,6 +336,24 @@ def test_two_workers_that_cross_at_once_set_one_hold(ten: Segment) -> None:
     assert ten.site.query("select count(*) as n from removal_hold") == [{"n": 1}]
 
 
+def test_a_hold_counts_who_leaves_while_it_is_being_set(ten: Segment) -> None:
+    """Between finding the limit crossed and holding the segment, others may remove whom the limit still allows."""
+    ten.apply(*ten.leaves(*ten.users[:2]))
+    with Writer(ten.site.database_url) as setting, Writer(ten.site.database_url) as other:
+        running = setting.start(lambda session: _remove(ten, session, ten.users[5:9]), stop_before="hold_put")
+        setting.wait_until_stopped()
+        other.start(lambda session: _remove(ten, session, ten.users[2:4])).result(WAIT_S)
+        _leave_in_an_open_transaction(ten, ten.users[4:5])
+        setting.go_on()
+        wait_until_blocked(ten.site, setting)
+        assert ten.hold() is None
+        ten.writer.commit()
+        running.result(WAIT_S)
+    assert ten.hold() == (10, 5)
+    assert ten.held() == ten.users[5:9]
+    assert ten.enrolled() == ten.users[5:]
+
+
 def test_a_hold_that_is_set_after_the_batch_looked_is_found_by_its_transaction(ten: Segment) -> None:
     with Writer(ten.site.database_url) as other:
         running = other.start(lambda session: _remove(ten, session, ten.users[:2]), stop_before="lock_shared")
