@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from uuid import uuid4
 
 import structlog
@@ -63,8 +62,9 @@ _MAX_SILENCE_S = {
     watching.LOOP: 90.0,
 }
 _START_RETRY_S = 1.0
-# What closing connections may take after the drain limit, until the process ends without.
+# What closing connections may take after the drain limit, and a start that is told to stop, until the process ends without.
 EXIT_S = 5.0
+_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 # How many more containers there must be than after the last collection before the next. A batch is several thousand that stay for as
 # long as it does: by the default of 700 they are looked through again and again, for a fifth of the CPU of a worker that replays.
 _GARBAGE_AFTER = 5_000
@@ -83,6 +83,7 @@ class Worker:
         self._metrics = Metrics(CollectorRegistry())
         self._health = Health(("database", "broker", "assignment"))
         self._stop = threading.Event()
+        self._has_started = threading.Event()
         self._relay_stop = threading.Event()
         self._abandon = threading.Event()
         self._failures: list[BaseException] = []
@@ -94,13 +95,14 @@ class Worker:
         self._stop.set()
 
     def run(self) -> None:
+        # Before anything starts a thread, which inherits what is blocked.
+        self._take_signals()
         settings = self._settings
         logger = kafka_logger()
         # What is wrong with settings or schemas is said before anything connects.
         schemas = load_schemas(settings.schema_dir)
         registry = registry_of(settings)
         decoder = Decoder(schemas, registry, records_by_topic(settings))
-        self._take_signals()
         # A loop that wakes up for one event must not wait 5 ms for another one's turn to end.
         sys.setswitchinterval(0.0005)
         _settle_garbage()
@@ -128,6 +130,7 @@ class Worker:
         try:
             if not self._wait_for_services(broker):
                 return
+            self._has_started.set()
             handoff = Handoff()
             relay_loop = Relay(
                 settings,
@@ -179,6 +182,7 @@ class Worker:
             self._stop.wait()
             self._shut_down(handoff)
         finally:
+            self._has_started.set()  # or never will
             with self._bounded(failed=bool(self._failures) or sys.exc_info()[0] is not None):
                 self.http.close()
                 observer.close()
@@ -228,12 +232,7 @@ class Worker:
 
         failed: what the process says of itself by its exit code where it has to end in the middle of it.
         """
-
-        def end() -> None:
-            log.warning("exit_forced", seconds=EXIT_S, threads=[thread.name for thread in threading.enumerate()])
-            os._exit(int(failed))
-
-        timer = threading.Timer(EXIT_S, end)
+        timer = threading.Timer(EXIT_S, _end, [int(failed)])
         timer.daemon = True
         timer.start()
         try:
@@ -284,14 +283,28 @@ class Worker:
         }
 
     def _take_signals(self) -> None:
+        """Have SIGTERM and SIGINT waited for by a thread of their own.
+
+        A handler runs in the main thread alone, and not before that one wakes up. The kernel may give the signal to any other thread,
+        as it does to a process that was stopped and goes on: the main thread then slept on. Nor does it wake up inside a client's call.
+        """
         if threading.current_thread() is not threading.main_thread():
             return
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        threading.Thread(target=self._wait_for_signal, name="signals", daemon=True).start()
 
-        def on_signal(_number: int, _frame: FrameType | None) -> None:
-            self._stop.set()
+    def _wait_for_signal(self) -> None:
+        signal.sigwait(_SIGNALS)
+        self._stop.set()
+        # librdkafka waits by the wall clock: for hours, where that was set back. Nothing has been begun by then.
+        if not self._has_started.wait(EXIT_S):
+            _end(0)
 
-        signal.signal(signal.SIGTERM, on_signal)
-        signal.signal(signal.SIGINT, on_signal)
+
+def _end(code: int) -> None:
+    """End the process in the middle of whatever it waits for."""
+    log.warning("exit_forced", seconds=EXIT_S, threads=[thread.name for thread in threading.enumerate()])
+    os._exit(code)
 
 
 def _settle_garbage() -> None:

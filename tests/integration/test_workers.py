@@ -188,6 +188,19 @@ def test_a_worker_that_was_frozen_while_another_took_over_applies_and_publishes_
     assert (frozen.process.poll(), other.process.poll()) == (None, None)
 
 
+def test_workers_that_were_frozen_when_they_were_told_to_end_do_so(shared: Site) -> None:
+    """The kernel gives the signal to any of a process's threads then. Four, since by chance it is the right one."""
+    workers = [shared.start_worker() for _ in range(4)]
+    for worker in workers:
+        worker.wait_for_event("worker_starts", DEADLINE_S)
+    shared.produce([method(new_id(), new_id())])
+    shared.wait_settled(DEADLINE_S)
+    for worker in workers:
+        for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGCONT):
+            worker.signal(number)
+    assert [worker.wait(DEADLINE_S) for worker in workers] == [0, 0, 0, 0]
+
+
 def test_when_the_leader_is_killed_another_worker_leads_and_publishes(shared: Site) -> None:
     history = _history(23, 600)
     leader = shared.start_worker()

@@ -78,7 +78,8 @@ class WorkerProcess:
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
                 [*program, "run", *options],
-                env=dict(environment),
+                # Before it dies of SIGABRT it says where each thread is.
+                env={**environment, "PYTHONFAULTHANDLER": "1"},
                 stdout=stream,
                 stderr=stream,
             )
@@ -104,8 +105,13 @@ class WorkerProcess:
         self.process.send_signal(number)
 
     def wait(self, timeout_s: float = 90.0) -> int:
-        """The exit code."""
-        return self.process.wait(timeout_s)
+        """The exit code. Of a worker that doesn't end in time: where each of its threads stands."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.signal(signal.SIGABRT)
+            self.process.wait(60)
+            raise AssertionError(f"the worker did not end within {timeout_s:g} s:\n{self.log()[-20_000:]}") from None
 
     def terminate(self, timeout_s: float = 90.0) -> int:
         """SIGTERM; the exit code."""
