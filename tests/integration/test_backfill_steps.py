@@ -7,14 +7,13 @@ makes it wait.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import pytest
 
 from sync_worker.database.sessions import DataRejected
-from tests.model.events import Event, MethodChanged
+from tests.model.events import Event
 from tests.support.check import assert_rows_equal_model
-from tests.support.facts import member, method, new_id
+from tests.support.facts import changed, member, method, new_id
 from tests.support.sessions import (
     WAIT_S,
     Writer,
@@ -33,14 +32,6 @@ MakeWriter = Callable[..., Writer]
 def site(make_site: Callable[..., Site]) -> Site:
     """Only a database: the sessions are the test's own."""
     return make_site(topics=False)
-
-
-def changed(before: MethodChanged, version: int, **fields: object) -> MethodChanged:
-    return replace(before, event_id=new_id(), version=version, **fields)  # type: ignore[arg-type]  # a test's own
-
-
-def in_course(site: Site, course: str) -> dict[str, dict[str, object]]:
-    return {user: row for (where, user), row in site.enrollments().items() if where == course}
 
 
 # ── a step beside a batch ──────────────────────────────────────────────────────────────────────────────────
@@ -184,7 +175,7 @@ def test_a_second_change_of_the_method_takes_over_from_a_step_under_way(
     assert (version, done) == (3, 0)
     one.finish_backfills(10)
     assert site.query("select from backfill") == []
-    shown = in_course(site, hidden.course_id)
+    shown = site.in_course(hidden.course_id)
     if "visible" in fields:  # only those whom the first change had reached are there to be suspended
         assert {row["status"] for row in shown.values()} == {"SUSPENDED"}
         assert len(shown) == (20 if place == "converge" else 10)
@@ -226,4 +217,4 @@ def test_a_deleted_methods_contributions_end_and_never_come_back(site: Site, wri
     assert rejection.reason == "invalid_event"
     one.finish_backfills()
     assert_ends_as(site, [enabled], people, [deleted], [late], [revived])
-    assert in_course(site, enabled.course_id) == {}
+    assert site.in_course(enabled.course_id) == {}

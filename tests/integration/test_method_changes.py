@@ -7,12 +7,10 @@ forces the moment in which that would not be so, and the mutants show that the l
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
-from tests.model.events import MethodChanged
-from tests.support.facts import member, method, new_id
+from tests.support.facts import changed, member, method, new_id
 from tests.support.sessions import WAIT_S, Writer, assert_ends_as, wait_until_blocked
 from tests.support.site import Site
 
@@ -23,14 +21,6 @@ MakeWriter = Callable[..., Writer]
 def site(make_site: Callable[..., Site]) -> Site:
     """Only a database: the sessions are the test's own."""
     return make_site(topics=False)
-
-
-def changed(before: MethodChanged, version: int, **fields: object) -> MethodChanged:
-    return replace(before, event_id=new_id(), version=version, **fields)  # type: ignore[arg-type]  # a test's own
-
-
-def in_course(site: Site, course: str) -> dict[str, dict[str, object]]:
-    return {user: row for (where, user), row in site.enrollments().items() if where == course}
 
 
 # ── a method event beside batches and another method event ──────────────────────────────────────────────────────────
@@ -55,7 +45,7 @@ def test_two_re_pointings_of_one_method_on_two_workers_end_at_the_newer_segment(
     batch.result(WAIT_S)
     one.finish_backfills()
     assert_ends_as(site, [first], present, [to_second], [to_third], joining)
-    assert in_course(site, first.course_id).keys() == {present[2].user_id, joining[2].user_id}
+    assert site.in_course(first.course_id).keys() == {present[2].user_id, joining[2].user_id}
 
 
 def test_the_older_of_two_re_pointings_that_waited_for_the_newer_one_changes_nothing(

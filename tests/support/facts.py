@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -95,6 +96,11 @@ def method(
             **fields,
         }
     )
+
+
+def changed(before: MethodChanged, version: int, **fields: object) -> MethodChanged:
+    """The next event of a method, with other fields."""
+    return replace(before, event_id=new_id(), version=version, **fields)  # type: ignore[arg-type]  # a test's own
 
 
 def source(course: str, user: str, version: int, status: Any = "ACTIVE", role: str | None = "teacher") -> SourceChanged:

@@ -331,6 +331,10 @@ class Site:
         )
         return {(row.pop("course_id"), row.pop("user_id")): row for row in rows}
 
+    def in_course(self, course: str) -> dict[str, dict[str, Any]]:
+        """Its rows of course_enrollment by user."""
+        return {user: row for (where, user), row in self.enrollments().items() if where == course}
+
     def group_members(self) -> set[tuple[str, str, str, bool, tuple[str, ...]]]:
         """The public view course_group_member."""
         rows = self.query(
