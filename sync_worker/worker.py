@@ -285,8 +285,9 @@ class Worker:
     def _take_signals(self) -> None:
         """Have SIGTERM and SIGINT waited for by a thread of their own.
 
-        A handler runs in the main thread alone, and not before that one wakes up. The kernel may give the signal to any other thread,
-        as it does to a process that was stopped and goes on: the main thread then slept on. Nor does it wake up inside a client's call.
+        A handler runs in the main thread alone, and not before that one wakes up. But any thread may take a signal before the thread
+        that the kernel woke for it: all start at once when a frozen process goes on, and whoever changes its mask looks, as the Kafka
+        client does for each that is made. The main thread then slept on. Nor does it wake up inside a client's call.
         """
         if threading.current_thread() is not threading.main_thread():
             return
